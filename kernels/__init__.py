@@ -1,0 +1,9 @@
+"""Fused Triton ops of lion-fast and their plain PyTorch references. Imports torch and triton only.
+
+The folder installs as `lion_fast.kernels`: the top-level name `kernels` belongs to another distribution.
+"""
+
+from .dispatch import Impl, resolve_impl
+from .heads import HeadLosses, deep_supervision_loss, deep_supervision_loss_ref
+
+__all__ = ["HeadLosses", "Impl", "deep_supervision_loss", "deep_supervision_loss_ref", "resolve_impl"]

@@ -1,0 +1,37 @@
+"""Which implementation an op runs: the one function that decides, and why."""
+
+import os
+from typing import Literal, get_args
+
+import torch
+
+Impl = Literal["auto", "triton", "torch"]
+
+
+def resolve_impl(impl: Impl, device: torch.device) -> Literal["triton", "torch"]:
+    """Return the implementation to run on `device`.
+
+    `auto` takes Triton on CUDA from compute capability 7.0 and the PyTorch reference elsewhere. `triton` also runs on
+    the CPU inside Triton's interpreter (`TRITON_INTERPRET=1`, for tests: exact, and thousands of times slower).
+
+    Raises ValueError on an unknown name, and on `triton` where Triton cannot run.
+    """
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl is {impl!r}: take one of {', '.join(get_args(Impl))}")
+    if impl == "torch":
+        return "torch"
+    obstacle = _triton_obstacle(device)
+    if impl == "triton" and obstacle:
+        raise ValueError(f"impl='triton' cannot run here: {obstacle}; take impl='auto' or 'torch'")
+    if impl == "auto" and (obstacle or device.type != "cuda"):
+        return "torch"
+    return "triton"
+
+
+def _triton_obstacle(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return None if major >= 7 else f"compute capability {major}.{minor} is below 7.0"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"it needs a CUDA device and the tensors are on {device.type}"

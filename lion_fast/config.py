@@ -1,0 +1,171 @@
+"""Everything a run can be told, in one flat frozen dataclass. Imports nothing heavy: `--help` must be instant."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lion_fast.errors import UserError
+
+Arch = Literal["densenet_ds", "resnet_ds"]
+Placement = Literal["side_tap", "residual"]
+Init = Literal["he", "xavier", "lion_dg", "lsuv", "lion_lsuv", "fixup", "rezero", "gradinit"]
+Engine = Literal["auto", "eager", "compile", "graph"]
+LoaderName = Literal["auto", "resident", "dali", "workers"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+# Spelled again in kernels/dispatch.py, which must not import this package; a test holds the two together.
+Impl = Literal["auto", "triton", "torch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run. Defaults are the paper's (arXiv 2601.02105, A.2); lengths are in optimizer steps."""
+
+    dataset: str = "digits"
+    """Image set: digits (embedded, 16x16), cifar10, cifar100, a path to an .npz with x_train y_train x_test y_test, or
+    a folder that holds train/ and test/ with one folder per class."""
+    data_dir: Path | None = None
+    """Folder where cifar10 and cifar100 are looked for, and downloaded to when absent. Default: ~/.cache/lion-fast."""
+    image_size: int | None = None
+    """Side in pixels to which images of a folder data set are resized. Default: the size of its first image."""
+    skip_corrupt: bool = False
+    """Count unreadable images of a folder data set and go on, instead of stopping at the first."""
+
+    arch: Arch = "densenet_ds"
+    """Network with auxiliary heads on intermediate layers."""
+    placement: Placement = "side_tap"
+    """Where resnet_ds puts its auxiliary weights: beside the residual path, or in it (Theorem 1's wrong design)."""
+    growth_rate: int = 8
+    """Channels that each layer of densenet_ds adds."""
+    block_layers: int = 6
+    """Layers in each of the three dense blocks of densenet_ds."""
+    base_width: int = 64
+    """Channels of the first stage of resnet_ds; each later stage doubles them."""
+    init: Init = "lion_dg"
+    """Weight initialisation; lion_dg zeroes the auxiliary heads and He-initialises the rest."""
+
+    aux_weight: float = 0.3
+    """Weight alpha of every auxiliary head's loss; the main head's is 1."""
+    aux_warmup_steps: int = 0
+    """Ramp the auxiliary weight linearly from 0 over this many steps: the schedule that LION-DG makes unnecessary."""
+    label_smoothing: float = 0.0
+    """Cross-entropy label smoothing, from 0 up to but excluding 1."""
+    lr: float = 1e-2
+    """AdamW learning rate, constant over the run."""
+    weight_decay: float = 0.05
+    """AdamW decoupled weight decay."""
+    batch_size: int = 128
+    """Images per step."""
+    max_steps: int = 3000
+    """Steps to train at most."""
+    crop_padding: int = 0
+    """Pixels of zero padding for random crops; 0 turns crops off, as in the paper."""
+
+    target_accuracy: float = 0.70
+    """Training accuracy, as a fraction, whose first crossing is timed."""
+    window: int = 100
+    """Steps over which training accuracy is averaged for the target."""
+    stop_at_target: bool = False
+    """End the run when the target is reached instead of at max_steps."""
+    seed: int = 42
+    """Seed of the weights and of the batch plan."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, or cuda:N."""
+    engine: Engine = "auto"
+    """How a step executes: op by op, through torch.compile, or as a CUDA graph of whole steps."""
+    graph_compile: bool = True
+    """With engine graph: capture torch.compile'd code instead of eager code."""
+    loader: LoaderName = "auto"
+    """Who makes the batches: a device-resident set, NVIDIA DALI, or DataLoader workers."""
+    precision: Precision = "auto"
+    """Arithmetic of the forward and backward pass; weights and optimizer stay fp32."""
+    impl: Impl = "auto"
+    """Fused Triton kernels or the plain PyTorch reference."""
+    steps_per_replay: int = 8
+    """With engine graph: training steps captured in one CUDA graph."""
+    steps_per_run: int = 16
+    """With loader dali: steps' worth of images that one pipeline run delivers."""
+    num_workers: int = 2
+    """With loader workers: DataLoader worker processes; with loader dali: CPU threads."""
+
+    eval_every: int = 0
+    """Steps between validations; 0 validates once, at the end."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; 0 writes one only at the end or on Ctrl-C."""
+    log_every: int = 50
+    """Steps between log lines."""
+    gradient_ratio_every: int = 0
+    """Steps between probes of the auxiliary-to-main gradient ratio; 0 is off, as timed runs want it."""
+    out: Path = Path("runs")
+    """Folder in which the run folder is made."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files to the run folder."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError on the first value that cannot be meant."""
+        for field in dataclasses.fields(self):
+            choices = get_args(field.type) if getattr(field.type, "__origin__", None) is Literal else None
+            if choices and getattr(self, field.name) not in choices:
+                raise UserError(f"{field.name} is {getattr(self, field.name)!r}: take one of {', '.join(choices)}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= least):
+                raise UserError(f"{name} is {value}: it must be a finite number of at least {least}")
+        if not 0 < self.target_accuracy <= 1:
+            raise UserError(f"target_accuracy is {self.target_accuracy}: give a fraction in (0, 1], such as 0.70")
+        if self.label_smoothing >= 1:
+            raise UserError(f"label_smoothing is {self.label_smoothing}: it must be below 1")
+        if self.lr == 0:
+            raise UserError("lr is 0: give a positive learning rate")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values (paths become strings)."""
+        values = dataclasses.asdict(self)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
+        """Rebuild from `to_dict`; raise UserError on unknown names."""
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise UserError(f"unknown config field {unknown[0]!r}: it was written by another version of lion-fast")
+        values = dict(values)
+        for name in ("data_dir", "out"):
+            if values.get(name) is not None:
+                values[name] = Path(values[name])
+        return cls(**values)
+
+
+_LEAST: dict[str, float] = {
+    "image_size": 8,
+    "growth_rate": 1,
+    "block_layers": 1,
+    "base_width": 1,
+    "aux_weight": 0,
+    "aux_warmup_steps": 0,
+    "label_smoothing": 0,
+    "lr": 0,
+    "weight_decay": 0,
+    "batch_size": 1,
+    "max_steps": 1,
+    "crop_padding": 0,
+    "window": 1,
+    "seed": 0,
+    "steps_per_replay": 1,
+    "steps_per_run": 1,
+    "num_workers": 0,
+    "eval_every": 0,
+    "checkpoint_every": 0,
+    "log_every": 1,
+    "gradient_ratio_every": 0,
+}
+
+PRESETS: dict[str, TrainConfig] = {
+    "paper": TrainConfig(dataset="cifar10"),
+    "quickstart": TrainConfig(
+        dataset="digits", lr=1e-3, max_steps=400, window=20, target_accuracy=0.95, stop_at_target=True, log_every=20
+    ),
+    "fast": TrainConfig(dataset="cifar10", stop_at_target=True, checkpoint_every=0),
+}

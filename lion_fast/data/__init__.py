@@ -1,0 +1,1 @@
+"""Image sets, the batch plan and its loaders."""

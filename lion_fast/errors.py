@@ -1,0 +1,9 @@
+"""The one exception that means: the user can fix this."""
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line that names the offending value and the remedy.
+
+    The command line prints it without a traceback and exits with code 2. Every other exception is a bug and keeps
+    its traceback.
+    """

@@ -1,0 +1,63 @@
+"""All metadata of lion-fast. Static: no hardware is probed at install time.
+
+`kernels/` stands at the top of the repository but installs as `lion_fast.kernels`, because the top-level import name
+`kernels` belongs to another distribution on the package index, whose files a plain install would overwrite.
+"""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="lion-fast",
+    version="0.1.0",
+    description="Fast, trustworthy training of deeply-supervised image classifiers with LION-DG initialisation",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[
+        "lion_fast",
+        "lion_fast.data",
+        "lion_fast.init",
+        "lion_fast.kernels",
+        "lion_fast.models",
+        "lion_fast.study",
+        "lion_fast.train",
+    ],
+    package_dir={"lion_fast.kernels": "kernels"},
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "triton>=3.6; platform_system == 'Linux'",
+        "numpy>=1.26",
+        "pillow>=10",
+        "matplotlib>=3.8",
+        "rich>=13.7",
+        "scikit-learn>=1.4",
+        "scipy>=1.12",
+        "tyro>=1.0",
+    ],
+    extras_require={
+        "dali": ["nvidia-dali-cuda130>=2.2"],
+        "dali-cu12": ["nvidia-dali-cuda120>=2.2"],
+        "tensorboard": ["tensorboard>=2.16"],
+        "dev": [
+            "hypothesis>=6.100",
+            "mypy>=1.10",
+            "pre-commit>=3.7",
+            "pytest>=8.2",
+            "pytest-benchmark>=5.1",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+        ],
+    },
+    entry_points={"console_scripts": ["lion-fast = lion_fast.cli:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
