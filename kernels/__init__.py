@@ -6,4 +6,10 @@ The folder installs as `lion_fast.kernels`: the top-level name `kernels` belongs
 from .dispatch import Impl, resolve_impl
 from .heads import HeadLosses, deep_supervision_loss, deep_supervision_loss_ref
 
-__all__ = ["HeadLosses", "Impl", "deep_supervision_loss", "deep_supervision_loss_ref", "resolve_impl"]
+__all__ = [
+    "HeadLosses",
+    "Impl",
+    "deep_supervision_loss",
+    "deep_supervision_loss_ref",
+    "resolve_impl",
+]

@@ -42,7 +42,9 @@ def deep_supervision_loss_ref(
         per_head.append(F.cross_entropy(logits, target, label_smoothing=label_smoothing))
         correct.append((logits.argmax(1) == target).sum(dtype=torch.int32))
     losses = torch.stack(per_head)
-    return HeadLosses((losses * loss_weights.to(losses.dtype)).sum(), losses.detach(), torch.stack(correct))
+    return HeadLosses(
+        (losses * loss_weights.to(losses.dtype)).sum(), losses.detach(), torch.stack(correct)
+    )
 
 
 def deep_supervision_loss(

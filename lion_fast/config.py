@@ -106,15 +106,23 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raise UserError on the first value that cannot be meant."""
         for field in dataclasses.fields(self):
-            choices = get_args(field.type) if getattr(field.type, "__origin__", None) is Literal else None
+            choices = (
+                get_args(field.type) if getattr(field.type, "__origin__", None) is Literal else None
+            )
             if choices and getattr(self, field.name) not in choices:
-                raise UserError(f"{field.name} is {getattr(self, field.name)!r}: take one of {', '.join(choices)}")
+                raise UserError(
+                    f"{field.name} is {getattr(self, field.name)!r}: take one of {', '.join(choices)}"
+                )
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
-                raise UserError(f"{name} is {value}: it must be a finite number of at least {least}")
+                raise UserError(
+                    f"{name} is {value}: it must be a finite number of at least {least}"
+                )
         if not 0 < self.target_accuracy <= 1:
-            raise UserError(f"target_accuracy is {self.target_accuracy}: give a fraction in (0, 1], such as 0.70")
+            raise UserError(
+                f"target_accuracy is {self.target_accuracy}: give a fraction in (0, 1], such as 0.70"
+            )
         if self.label_smoothing >= 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}: it must be below 1")
         if self.lr == 0:
@@ -123,14 +131,18 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values (paths become strings)."""
         values = dataclasses.asdict(self)
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        return {
+            name: str(value) if isinstance(value, Path) else value for name, value in values.items()
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
         """Rebuild from `to_dict`; raise UserError on unknown names."""
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
-            raise UserError(f"unknown config field {unknown[0]!r}: it was written by another version of lion-fast")
+            raise UserError(
+                f"unknown config field {unknown[0]!r}: it was written by another version of lion-fast"
+            )
         values = dict(values)
         for name in ("data_dir", "out"):
             if values.get(name) is not None:
@@ -165,7 +177,13 @@ _LEAST: dict[str, float] = {
 PRESETS: dict[str, TrainConfig] = {
     "paper": TrainConfig(dataset="cifar10"),
     "quickstart": TrainConfig(
-        dataset="digits", lr=1e-3, max_steps=400, window=20, target_accuracy=0.95, stop_at_target=True, log_every=20
+        dataset="digits",
+        lr=1e-3,
+        max_steps=400,
+        window=20,
+        target_accuracy=0.95,
+        stop_at_target=True,
+        log_every=20,
     ),
     "fast": TrainConfig(dataset="cifar10", stop_at_target=True, checkpoint_every=0),
 }

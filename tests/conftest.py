@@ -5,7 +5,9 @@ import os
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported, so set before any test module
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # read when triton is first imported, so set before any test module
+    )
 
 import pytest
 
