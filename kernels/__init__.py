@@ -3,12 +3,15 @@
 The folder installs as `lion_fast.kernels`: the top-level name `kernels` belongs to another distribution.
 """
 
+from .augment import augment_batch, augment_batch_ref
 from .dispatch import Impl, resolve_impl
 from .heads import HeadLosses, deep_supervision_loss, deep_supervision_loss_ref
 
 __all__ = [
     "HeadLosses",
     "Impl",
+    "augment_batch",
+    "augment_batch_ref",
     "deep_supervision_loss",
     "deep_supervision_loss_ref",
     "resolve_impl",

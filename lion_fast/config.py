@@ -1,10 +1,10 @@
-"""Everything a run can be told, in one flat frozen dataclass. Imports nothing heavy: `--help` must be instant."""
+"""Everything a run can be told, in one flat frozen dataclass; imports nothing heavy."""
 
 import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from lion_fast.errors import UserError
 
@@ -14,28 +14,32 @@ Init = Literal["he", "xavier", "lion_dg", "lsuv", "lion_lsuv", "fixup", "rezero"
 Engine = Literal["auto", "eager", "compile", "graph"]
 LoaderName = Literal["auto", "resident", "dali", "workers"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
-# Spelled again in kernels/dispatch.py, which must not import this package; a test holds the two together.
+# Spelled again in kernels/dispatch.py, which must not import this package; a test holds the two
+# together.
 Impl = Literal["auto", "triton", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run. Defaults are the paper's (arXiv 2601.02105, A.2); lengths are in optimizer steps."""
+    """One training run; defaults are the paper's (arXiv 2601.02105, A.2), lengths are in steps."""
 
     dataset: str = "digits"
-    """Image set: digits (embedded, 16x16), cifar10, cifar100, a path to an .npz with x_train y_train x_test y_test, or
-    a folder that holds train/ and test/ with one folder per class."""
+    """Image set: digits (embedded, 16x16), cifar10, cifar100, a path to an .npz with x_train
+    y_train x_test y_test, or a folder that holds train/ and test/ with one folder per class."""
     data_dir: Path | None = None
-    """Folder where cifar10 and cifar100 are looked for, and downloaded to when absent. Default: ~/.cache/lion-fast."""
+    """Folder where cifar10 and cifar100 are looked for, and downloaded to when absent. Default:
+    ~/.cache/lion-fast."""
     image_size: int | None = None
-    """Side in pixels to which images of a folder data set are resized. Default: the size of its first image."""
+    """Side in pixels to which images of a folder data set are resized. Default: the size of its
+    first image."""
     skip_corrupt: bool = False
     """Count unreadable images of a folder data set and go on, instead of stopping at the first."""
 
     arch: Arch = "densenet_ds"
     """Network with auxiliary heads on intermediate layers."""
     placement: Placement = "side_tap"
-    """Where resnet_ds puts its auxiliary weights: beside the residual path, or in it (Theorem 1's wrong design)."""
+    """Where resnet_ds puts its auxiliary weights: beside the residual path, or in it (Theorem 1's
+    wrong design)."""
     growth_rate: int = 8
     """Channels that each layer of densenet_ds adds."""
     block_layers: int = 6
@@ -48,7 +52,8 @@ class TrainConfig:
     aux_weight: float = 0.3
     """Weight alpha of every auxiliary head's loss; the main head's is 1."""
     aux_warmup_steps: int = 0
-    """Ramp the auxiliary weight linearly from 0 over this many steps: the schedule that LION-DG makes unnecessary."""
+    """Ramp the auxiliary weight linearly from 0 over this many steps: the schedule that LION-DG
+    makes unnecessary."""
     label_smoothing: float = 0.0
     """Cross-entropy label smoothing, from 0 up to but excluding 1."""
     lr: float = 1e-2
@@ -97,7 +102,8 @@ class TrainConfig:
     log_every: int = 50
     """Steps between log lines."""
     gradient_ratio_every: int = 0
-    """Steps between probes of the auxiliary-to-main gradient ratio; 0 is off, as timed runs want it."""
+    """Steps between probes of the auxiliary-to-main gradient ratio; 0 is off, as timed runs want
+    it."""
     out: Path = Path("runs")
     """Folder in which the run folder is made."""
     tensorboard: bool = False
@@ -106,13 +112,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raise UserError on the first value that cannot be meant."""
         for field in dataclasses.fields(self):
-            choices = (
-                get_args(field.type) if getattr(field.type, "__origin__", None) is Literal else None
-            )
-            if choices and getattr(self, field.name) not in choices:
-                raise UserError(
-                    f"{field.name} is {getattr(self, field.name)!r}: take one of {', '.join(choices)}"
-                )
+            choices = get_args(field.type) if get_origin(field.type) is Literal else ()
+            value = getattr(self, field.name)
+            if choices and value not in choices:
+                raise UserError(f"{field.name} is {value!r}: take one of {', '.join(choices)}")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
@@ -121,7 +124,7 @@ class TrainConfig:
                 )
         if not 0 < self.target_accuracy <= 1:
             raise UserError(
-                f"target_accuracy is {self.target_accuracy}: give a fraction in (0, 1], such as 0.70"
+                f"target_accuracy is {self.target_accuracy}: give a fraction in (0, 1], like 0.7"
             )
         if self.label_smoothing >= 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}: it must be below 1")
@@ -135,13 +138,24 @@ class TrainConfig:
             name: str(value) if isinstance(value, Path) else value for name, value in values.items()
         }
 
+    def check_resumable_as(self, other: "TrainConfig") -> None:
+        """Raise UserError that lists what `other` would change in a run started as `self`."""
+        before, after = self.to_dict(), other.to_dict()
+        changed = [
+            f"{name} {before[name]} -> {after[name]}"
+            for name in before
+            if before[name] != after[name] and name not in _FREE_ON_RESUME
+        ]
+        if changed:
+            raise UserError(f"a resumed run keeps its settings; differing: {', '.join(changed)}")
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
         """Rebuild from `to_dict`; raise UserError on unknown names."""
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise UserError(
-                f"unknown config field {unknown[0]!r}: it was written by another version of lion-fast"
+                f"unknown config field {unknown[0]!r}: another version of lion-fast wrote it"
             )
         values = dict(values)
         for name in ("data_dir", "out"):
@@ -173,6 +187,9 @@ _LEAST: dict[str, float] = {
     "log_every": 1,
     "gradient_ratio_every": 0,
 }
+
+# What a resumed run may be told anew: how long and where to go on, and what is shown.
+_FREE_ON_RESUME = {"max_steps", "data_dir", "checkpoint_every", "log_every", "out", "tensorboard"}
 
 PRESETS: dict[str, TrainConfig] = {
     "paper": TrainConfig(dataset="cifar10"),

@@ -1,4 +1,4 @@
-"""Shared test set-up: the Triton interpreter where there is no GPU, and poisoned allocations on request."""
+"""Shared set-up: the Triton interpreter where there is no GPU, and poisoned allocations."""
 
 import os
 
@@ -14,7 +14,7 @@ import pytest
 
 @pytest.fixture
 def poisoned_memory():
-    """Fill every torch.empty with NaN (or the largest integer), so that an element no kernel wrote is caught."""
+    """Fill every torch.empty with NaN, so that an element no kernel wrote is caught."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield

@@ -1,5 +1,6 @@
 """The one place that decides which images, flips and crops make up a training step."""
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,17 +19,18 @@ class PlannedSteps(NamedTuple):
     flips: np.ndarray
     """(S, B) bool: mirror this image left to right."""
     crops: np.ndarray
-    """(S, B, 2) int64: top and left corner of the crop in the padded image; all equal to the padding without crops."""
+    """(S, B, 2) int64: top and left corner of the crop in the padded image; zero without crops."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     """Which images, flips and crops make up global step s, for every s >= 0.
 
-    Each epoch is a fresh permutation of the set whose incomplete last batch is dropped. All draws come from Philox, a
-    counter-based generator keyed by the seed, at a counter made of epoch and purpose; a step therefore depends on
-    nothing but the fields below, and resuming needs only its number. Only the generator's raw 64-bit output is used,
-    which numpy guarantees to be stable across versions.
+    Each epoch is a fresh permutation of the set whose incomplete last batch is dropped. All draws
+    come from Philox, a counter-based generator keyed by the seed, at a counter made of epoch and
+    purpose; a step therefore depends on nothing but the fields below, and resuming needs only its
+    number. Only the generator's raw 64-bit output is used, which numpy guarantees to be stable
+    across versions.
     """
 
     num_images: int
@@ -37,9 +39,12 @@ class BatchPlan:
     crop_padding: int = 0
 
     def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}: it must be at least 1")
         if self.batch_size > self.num_images:
             raise UserError(
-                f"batch_size is {self.batch_size} but the training set holds {self.num_images} images: lower it"
+                f"batch_size is {self.batch_size}, beyond the {self.num_images} training images: "
+                "lower it"
             )
 
     @property
@@ -47,31 +52,32 @@ class BatchPlan:
         """Full batches in one pass over the set."""
         return self.num_images // self.batch_size
 
-    def _raw(self, epoch: int, purpose: int, num: int) -> np.ndarray:
-        generator = np.random.Philox(key=self.seed, counter=[0, 0, purpose, epoch])
-        return generator.random_raw(num)
-
-    def _epoch(self, epoch: int) -> PlannedSteps:
-        used = self.steps_per_epoch * self.batch_size
-        shape = (self.steps_per_epoch, self.batch_size)
-        order = np.argsort(self._raw(epoch, _ORDER, self.num_images), kind="stable")[:used]
-        flips = (self._raw(epoch, _FLIP, used) >> np.uint64(63)).astype(bool)
-        crops = np.full((used, 2), self.crop_padding, np.int64)
-        if self.crop_padding:
-            span = np.uint64(2 * self.crop_padding + 1)
-            crops = (self._raw(epoch, _CROP, 2 * used) % span).astype(np.int64).reshape(used, 2)
-        return PlannedSteps(order.reshape(shape), flips.reshape(shape), crops.reshape(*shape, 2))
-
     def steps(self, start: int, stop: int) -> PlannedSteps:
-        """Return steps start <= s < stop (0-based)."""
+        """Return steps start <= s < stop (0-based) in arrays of the caller's own."""
         if not 0 <= start <= stop:
             raise ValueError(f"steps({start}, {stop}): need 0 <= start <= stop")
-        parts = []
         per_epoch = self.steps_per_epoch
-        for epoch in range(start // per_epoch, -(-stop // per_epoch)):
+        parts = []
+        for epoch in range(start // per_epoch, max(start, stop - 1) // per_epoch + 1):
             first = epoch * per_epoch
-            window = slice(max(start - first, 0), min(stop - first, per_epoch))
-            parts.append([array[window] for array in self._epoch(epoch)])
-        if not parts:
-            parts = [[array[:0] for array in self._epoch(0)]]
+            window = slice(max(start - first, 0), max(stop - first, 0))
+            parts.append([array[window] for array in _epoch(self, epoch)])
         return PlannedSteps(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+# Two epochs, because a reader that takes several steps at a time may straddle a boundary.
+@functools.lru_cache(maxsize=2)
+def _epoch(plan: BatchPlan, epoch: int) -> PlannedSteps:
+    used = plan.steps_per_epoch * plan.batch_size
+    shape = (plan.steps_per_epoch, plan.batch_size)
+    order = np.argsort(_raw(plan, epoch, _ORDER, plan.num_images), kind="stable")[:used]
+    flips = (_raw(plan, epoch, _FLIP, used) >> np.uint64(63)).astype(bool)
+    crops = np.zeros((used, 2), np.int64)
+    if plan.crop_padding:
+        span = np.uint64(2 * plan.crop_padding + 1)
+        crops = (_raw(plan, epoch, _CROP, 2 * used) % span).astype(np.int64)
+    return PlannedSteps(order.reshape(shape), flips.reshape(shape), crops.reshape(*shape, 2))
+
+
+def _raw(plan: BatchPlan, epoch: int, purpose: int, num: int) -> np.ndarray:
+    return np.random.Philox(key=plan.seed, counter=[0, 0, purpose, epoch]).random_raw(num)

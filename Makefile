@@ -1,0 +1,47 @@
+# Every target sets up what it needs when it is missing or stale. VENV may be shared by several clones.
+VENV ?= .venv
+PYTHON3 ?= python3
+BIN := $(VENV)/bin
+EXTRAS ?= dali,tensorboard,dev
+# What an environment must have been installed from to be up to date for this clone.
+WANTED := $(CURDIR) $(EXTRAS) $(shell cat setup.py constraints.txt | sha256sum | cut -c1-16)
+STAMP := $(VENV)/.lion-fast
+
+.PHONY: setup ready run test test-all lint format bench gpu clean
+
+setup:
+	test -x $(BIN)/python || $(PYTHON3) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@printf '%s\n' '$(WANTED)' > $(STAMP)
+
+ready:
+	@test "$$(cat $(STAMP) 2>/dev/null)" = '$(WANTED)' || $(MAKE) --no-print-directory setup
+
+run: ready
+	$(BIN)/lion-fast train --preset quickstart
+
+test: ready
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest bench --benchmark-disable --quiet
+
+lint: ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: ready
+	$(BIN)/python -m pytest bench --benchmark-only
+
+# Uses the interpreter it is given, installs nothing, needs no network.
+PYTHON ?= $(BIN)/python
+STAGE ?= all
+OUT ?= bench/results
+gpu:
+	$(PYTHON) bench/gpu_suite.py --stage $(STAGE) --out $(OUT)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -1,0 +1,394 @@
+"""augment_batch: gather, crop, mirror, normalise and cast a batch of uint8 images as one op.
+
+    out[b, c, y, x] = (padded[index_b, top_b + y, left_b + x', c] * (1 / 255) - mean_c) / std_c
+    x' = W - 1 - x where flip_b, else x
+
+Every operation is rounded to fp32 by itself, as in torchvision's `ToDtype(torch.float32,
+scale=True)` and `Normalize`, so that kernel, reference and torchvision agree to the last bit. As in
+torchvision's `RandomCrop(padding=...)` and `RandomHorizontalFlip`, padding is black (byte 0) before
+normalisation and the crop comes before the mirror.
+
+Shapes: N images in the set, B in a batch, S planned steps, H x W pixels, 3 channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._aot_case import AotCase
+from .dispatch import Impl, resolve_impl
+
+# Not tuned: no GPU has run bench/bench_augment.py yet.
+_MAX_BLOCK = 1024
+_NUM_WARPS = 4
+
+_TRITON_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def augment_batch_ref(
+    images: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    flips: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    crops: Tensor | None = None,
+    padding: int = 0,
+    step: Tensor | None = None,
+    out_dtype: torch.dtype = torch.float32,
+    channels_last: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Compute `augment_batch` in plain PyTorch: the truth in tests and the CPU path.
+
+    Arithmetic is fp32, or fp64 where `out_dtype` is. On the CPU a step, index or crop out of range
+    raises ValueError; on a GPU, where to look is to wait for the device, PyTorch's own device
+    assertion stops the process.
+    """
+    if step is not None:
+        _check_range("step", step, len(indices))
+        row = step.reshape(1)
+        indices = indices.index_select(0, row).squeeze(0)
+        flips = flips.index_select(0, row).squeeze(0)
+        crops = None if crops is None else crops.index_select(0, row).squeeze(0)
+    _check_range("indices", indices, len(images))
+    batch = images.index_select(0, indices)  # (B, H, W, 3) uint8
+    if crops is not None:
+        _check_range("crops", crops, 2 * padding + 1)
+        batch = _crop(batch, crops, padding)
+    # To copy whole images out of both versions is faster on the CPU than torch.where on every byte.
+    both = torch.cat([batch, batch.flip(2)])
+    batch = both.index_select(0, torch.arange(len(batch), device=batch.device) + len(batch) * flips)
+    return _normalise(batch, mean, std, out_dtype, channels_last), labels.index_select(0, indices)
+
+
+def _check_range(name: str, values: Tensor, limit: int) -> None:
+    if values.is_cuda or torch.compiler.is_compiling():
+        return
+    low, high = (int(bound) for bound in values.aminmax())
+    if low < 0 or high >= limit:
+        bad = low if low < 0 else high
+        raise ValueError(f"{name} holds {bad}: it must lie in 0 <= value < {limit}")
+
+
+def _crop(batch: Tensor, corners: Tensor, padding: int) -> Tensor:
+    batch_size, height, width, channels = batch.shape
+    padded = F.pad(batch, (0, 0, padding, padding, padding, padding))
+    image = torch.arange(batch_size, device=batch.device)[:, None]
+    y = corners[:, :1] + torch.arange(height, device=batch.device)  # (B, H)
+    first_pixel = (image * padded.shape[1] + y) * padded.shape[2] + corners[:, 1:]
+    # Every W consecutive pixels, so that a row of a crop is one contiguous copy.
+    windows = padded.view(-1).unfold(0, width * channels, channels)
+    return windows.index_select(0, first_pixel.flatten()).view_as(batch)
+
+
+def _normalise(
+    batch: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    out_dtype: torch.dtype,
+    channels_last: bool,
+) -> Tensor:
+    dtype = torch.promote_types(out_dtype, torch.float32)
+    # Built by fills: copying host values would wait for the device, and a graph cannot capture it.
+    center, scale = (
+        torch.stack([torch.full((), v, dtype=dtype, device=batch.device) for v in values])
+        for values in (mean, std)
+    )
+    batch_size, height, width, channels = batch.shape
+    if channels_last:
+        # Whole rows of W * 3 values, because broadcasting over an inner axis of 3 is slow.
+        rows = batch.view(batch_size, height, width * channels).to(dtype)
+        rows.mul_(1 / 255).sub_(center.repeat(width)).div_(scale.repeat(width))
+        return rows.to(out_dtype).view(batch.shape).permute(0, 3, 1, 2)
+    planes = batch.permute(0, 3, 1, 2).contiguous().to(dtype)
+    planes.mul_(1 / 255).sub_(center[:, None, None]).div_(scale[:, None, None])
+    return planes.to(out_dtype)
+
+
+@triton.jit(do_not_specialize=["num_images", "num_steps"])
+def _augment_batch_kernel(
+    images,  # (N, H, W, 3) uint8
+    labels,  # (N,) int64
+    indices,  # (B,), or (S, B) with step
+    flips,  # (B,) or (S, B) uint8
+    crops,  # (B, 2) or (S, B, 2), or None
+    step,  # () int64, or None
+    images_out,  # (B, 3, H, W)
+    labels_out,  # (B,) int64
+    num_images,
+    num_steps,
+    mean_r,
+    mean_g,
+    mean_b,
+    std_r,
+    std_g,
+    std_b,
+    HEIGHT: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PADDING: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    SIZE: tl.constexpr = HEIGHT * WIDTH * 3
+    TILES: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
+    image = (tl.program_id(0) // TILES).to(tl.int64)
+    tile = tl.program_id(0) % TILES
+
+    row = image
+    planned = image >= 0
+    if step is not None:
+        now = tl.load(step)
+        planned = (now >= 0) & (now < num_steps)
+        row += now * (tl.num_programs(0) // TILES)
+    index = tl.load(indices + row, mask=planned, other=-1).to(tl.int64)
+    flip = tl.load(flips + row, mask=planned, other=0) != 0
+    known = (index >= 0) & (index < num_images)
+
+    # Tiles run over the output's memory, so that stores are contiguous in either layout.
+    element = tile * BLOCK + tl.arange(0, BLOCK)
+    if CHANNELS_LAST:
+        pixel = element // 3
+        channel = element % 3
+    else:
+        pixel = element % (HEIGHT * WIDTH)
+        channel = element // (HEIGHT * WIDTH)
+    y = pixel // WIDTH
+    x = pixel % WIDTH
+    x = tl.where(flip, WIDTH - 1 - x, x)
+    readable = known & (element < SIZE)
+    if crops is not None:
+        y += tl.load(crops + 2 * row, mask=planned, other=0).to(tl.int32) - PADDING
+        x += tl.load(crops + 2 * row + 1, mask=planned, other=0).to(tl.int32) - PADDING
+        readable &= (y >= 0) & (y < HEIGHT) & (x >= 0) & (x < WIDTH)
+
+    byte = tl.load(
+        images + index * SIZE + (y * WIDTH + x) * 3 + channel, mask=readable, other=0
+    )  # images[index, y, x, channel] -> (BLOCK,)
+    mean = tl.where(channel == 0, mean_r, tl.where(channel == 1, mean_g, mean_b))
+    std = tl.where(channel == 0, std_r, tl.where(channel == 1, std_g, std_b))
+    value = tl.div_rn(byte.to(tl.float32) * (1 / 255) - mean, std)
+    tl.store(
+        images_out + image * SIZE + element,
+        value.to(images_out.dtype.element_ty),
+        mask=element < SIZE,
+    )
+    if tile == 0:
+        tl.store(labels_out + image, tl.load(labels + index, mask=known, other=-1))
+
+
+def _empty_batch(
+    images: Tensor, labels: Tensor, indices: Tensor, out_dtype: torch.dtype, channels_last: bool
+) -> tuple[Tensor, Tensor]:
+    _, height, width, channels = images.shape
+    batch_size = indices.shape[-1]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    batch = torch.empty(
+        (batch_size, channels, height, width),
+        dtype=out_dtype,
+        device=images.device,
+        memory_format=layout,
+    )
+    return batch, torch.empty(batch_size, dtype=labels.dtype, device=labels.device)
+
+
+@torch.library.custom_op("lion_fast::augment_batch", mutates_args=())
+def _augment_batch_op(
+    images: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    flips: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crops: Tensor | None,
+    padding: int,
+    step: Tensor | None,
+    out_dtype: torch.dtype,
+    channels_last: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, batch_labels = _empty_batch(images, labels, indices, out_dtype, channels_last)
+    num_images, height, width, channels = images.shape
+    size = height * width * channels
+    block = min(_MAX_BLOCK, triton.next_power_of_2(size))
+    with torch.cuda.device_of(images):
+        _augment_batch_kernel[(len(batch) * triton.cdiv(size, block),)](
+            images,
+            labels,
+            indices,
+            flips.view(torch.uint8),
+            crops,
+            step,
+            batch,
+            batch_labels,
+            num_images,
+            len(indices),
+            *mean,
+            *std,
+            HEIGHT=height,
+            WIDTH=width,
+            PADDING=padding,
+            CHANNELS_LAST=channels_last,
+            BLOCK=block,
+            num_warps=_NUM_WARPS,
+            # A fused multiply-add would round once where torchvision and the reference round twice.
+            enable_fp_fusion=False,
+        )
+    return batch, batch_labels
+
+
+@_augment_batch_op.register_fake
+def _(images, labels, indices, flips, mean, std, crops, padding, step, out_dtype, channels_last):
+    return _empty_batch(images, labels, indices, out_dtype, channels_last)
+
+
+def augment_batch(
+    images: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    flips: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    crops: Tensor | None = None,
+    padding: int = 0,
+    step: Tensor | None = None,
+    out_dtype: torch.dtype = torch.float32,
+    channels_last: bool = True,
+    impl: Impl = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Return a normalised batch (B, 3, H, W) in `out_dtype` and its labels (B,) int64.
+
+    images: (N, H, W, 3) uint8. labels: (N,) int64. indices: (B,) int32 or int64, rows of the set.
+    flips: (B,) bool, mirror left to right. mean, std: three floats in units of full scale. crops:
+    (B, 2) integer top and left corners in the image padded by `padding` black pixels on each side,
+    0 <= corner <= 2 * padding. With `step`, a 0-D int64 tensor, indices, flips and crops are a plan
+    of shapes (S, B), (S, B) and (S, B, 2) whose row `step` is used: a captured graph walks the plan
+    when it also advances the counter. All tensors are contiguous and on one device.
+
+    One launch, deterministic, no host sync; not differentiable. The kernel never reads out of
+    bounds: an index outside the set, or any index of a step outside the plan, yields a black image
+    with label -1, and what a crop shows beyond the padding is black. The reference raises
+    ValueError instead (see `augment_batch_ref`).
+
+    Raises ValueError on a wrong shape, dtype, device or layout.
+    """
+    _check(images, labels, indices, flips, mean, std, crops, padding, step, out_dtype)
+    if resolve_impl(impl, images.device) == "triton":
+        return _augment_batch_op(
+            images,
+            labels,
+            indices,
+            flips,
+            mean,
+            std,
+            crops,
+            padding,
+            step,
+            out_dtype,
+            channels_last,
+        )
+    return augment_batch_ref(
+        images,
+        labels,
+        indices,
+        flips,
+        mean,
+        std,
+        crops=crops,
+        padding=padding,
+        step=step,
+        out_dtype=out_dtype,
+        channels_last=channels_last,
+    )
+
+
+def _check(
+    images: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    flips: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crops: Tensor | None,
+    padding: int,
+    step: Tensor | None,
+    out_dtype: torch.dtype,
+) -> None:
+    integers = (torch.int32, torch.int64)
+    shape = indices.shape
+    expected = [
+        ("images", images, (*images.shape[:-1], 3), (torch.uint8,)),
+        ("labels", labels, images.shape[:1], (torch.int64,)),
+        ("indices", indices, shape, integers),
+        ("flips", flips, shape, (torch.bool,)),
+    ]
+    if crops is not None:
+        expected.append(("crops", crops, (*shape, 2), integers))
+    if step is not None:
+        expected.append(("step", step, (), (torch.int64,)))
+    for name, tensor, wanted, dtypes in expected:
+        if tensor.shape != wanted or tensor.dtype not in dtypes:
+            kinds = " or ".join(str(dtype) for dtype in dtypes)
+            raise ValueError(
+                f"{name} is {tuple(tensor.shape)} {tensor.dtype}: give {tuple(wanted)} {kinds}"
+            )
+        if tensor.device != images.device or not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous and on {images.device}, as images are")
+    if images.dim() != 4 or images.numel() == 0 or indices.numel() == 0:
+        raise ValueError(
+            f"images are {tuple(images.shape)}, indices {tuple(shape)}: give NHWC, not empty"
+        )
+    if indices.dim() != (1 if step is None else 2):
+        raise ValueError(f"indices are {tuple(shape)}: give (B,) without step and (S, B) with it")
+    if len(mean) != 3 or len(std) != 3 or 0 in std:
+        raise ValueError(f"mean {mean} and std {std} must be three floats each, std not zero")
+    if padding < 0 or (padding and crops is None):
+        raise ValueError(f"padding is {padding}: give crops with it, and at least 0")
+    if out_dtype not in _TRITON_TYPES:
+        raise ValueError(
+            f"out_dtype is {out_dtype}: take one of {', '.join(map(str, _TRITON_TYPES))}"
+        )
+
+
+def _aot_case(dtype: torch.dtype, channels_last: bool) -> AotCase:
+    """Return the kernel with everything on: step counter, crops and flips, at 32x32."""
+    kind = _TRITON_TYPES[dtype]
+    pointers = {
+        "images": "*u8",
+        "labels": "*i64",
+        "indices": "*i32",
+        "flips": "*u8",
+        "crops": "*i32",
+        "step": "*i64",
+        "images_out": f"*{kind}",
+        "labels_out": "*i64",
+    }
+    statistics = ("mean_r", "mean_g", "mean_b", "std_r", "std_g", "std_b")
+    return AotCase(
+        name=f"augment_batch {kind} {'channels_last' if channels_last else 'contiguous'}",
+        kernel=_augment_batch_kernel,
+        signature={
+            **pointers,
+            **dict.fromkeys(("num_images", "num_steps"), "i32"),
+            **dict.fromkeys(statistics, "fp32"),
+        },
+        constexprs={
+            "HEIGHT": 32,
+            "WIDTH": 32,
+            "PADDING": 4,
+            "CHANNELS_LAST": channels_last,
+            "BLOCK": _MAX_BLOCK,
+        },
+        num_warps=_NUM_WARPS,
+        aligned=tuple(pointers),
+        min_capability=80 if dtype == torch.bfloat16 else 70,
+    )
+
+
+AOT_CASES = [
+    _aot_case(dtype, channels_last) for dtype in _TRITON_TYPES for channels_last in (True, False)
+]

@@ -1,0 +1,135 @@
+"""The `lion-fast` command: parses, calls, prints. No logic lives here.
+
+Torch is imported only once a command runs, so that `--help` is instant.
+"""
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from lion_fast.config import PRESETS, TrainConfig
+from lion_fast.errors import UserError
+
+
+@dataclass
+class _TrainArguments:
+    """Train a network; report steps and seconds to the target accuracy."""
+
+    preset: Literal["quickstart", "paper", "fast"] | None = None
+    """Start from these settings: digits in a minute, the paper's run on CIFAR-10, or the paper's
+    run stopped at its target."""
+    resume: Path | None = None
+    """Go on with this run folder from its newest whole checkpoint."""
+    config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+
+
+@dataclass
+class _EvalArguments:
+    """Validation accuracy of every head of a run's newest checkpoint."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    device: str = "auto"
+    """auto, cpu, cuda, or cuda:N."""
+
+
+@dataclass
+class _DoctorArguments:
+    """What this machine has, what `auto` picks here and why, and what is missing."""
+
+
+def _train(arguments: Sequence[str]) -> int:
+    preset, resume = _peek(arguments, "--preset"), _peek(arguments, "--resume")
+    config = PRESETS.get(preset or "", TrainConfig())
+    if resume is not None:
+        from lion_fast.train.rundir import RunFolder
+
+        config = RunFolder.open(Path(resume))[1]
+    default = _TrainArguments(config=config)
+    parsed = tyro.cli(_TrainArguments, args=arguments, default=default, prog="lion-fast train")
+    if parsed.resume is not None:
+        if parsed.preset is not None:
+            raise UserError(
+                "--preset and --resume exclude each other: a resumed run has its settings"
+            )
+        config.check_resumable_as(parsed.config)
+
+    from lion_fast.train import train
+    from lion_fast.train.console import make_console
+
+    console = make_console(parsed.config.max_steps)
+    summary = train(parsed.config, resume=parsed.resume, console=console)
+    print(json.dumps(summary.to_dict()))
+    return 0
+
+
+def _eval(arguments: Sequence[str]) -> int:
+    parsed = tyro.cli(_EvalArguments, args=arguments, prog="lion-fast eval")
+
+    from lion_fast.train import evaluate
+
+    validation = evaluate(parsed.run, device=parsed.device)
+    for line in validation.lines():
+        print(line)
+    print(json.dumps(validation.to_dict()))
+    return 0
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    tyro.cli(_DoctorArguments, args=arguments, prog="lion-fast doctor")
+
+    from lion_fast.train.doctor import doctor
+
+    print("\n".join(doctor()))
+    return 0
+
+
+_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (_train, "train a network; report steps and seconds to the target accuracy"),
+    "eval": (_eval, "validation accuracy of every head of a run"),
+    "doctor": (_doctor, "what this machine has, and what `auto` picks here and why"),
+}
+
+
+def _peek(arguments: Sequence[str], flag: str) -> str | None:
+    """Return the value of `flag` before parsing: it decides the defaults that the parser shows."""
+    for position, argument in enumerate(arguments):
+        if argument == flag and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _usage() -> str:
+    rows = [f"  {name:8} {text}" for name, (_, text) in _COMMANDS.items()]
+    return "\n".join(
+        ["usage: lion-fast COMMAND [OPTIONS]", "", *rows, "", "lion-fast COMMAND --help"]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code: 0 done, 2 bad input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name not in _COMMANDS:
+        close = difflib.get_close_matches(name, _COMMANDS, n=1)
+        meant = f"did you mean {close[0]}?" if close else f"take one of {', '.join(_COMMANDS)}"
+        print(f"lion-fast: unknown command {name!r}: {meant}", file=sys.stderr)
+        return 2
+    try:
+        return _COMMANDS[name][0](rest)
+    except UserError as error:
+        print(f"lion-fast: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

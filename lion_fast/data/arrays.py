@@ -1,0 +1,22 @@
+"""What every reader of a data set returns: pixels and labels in memory, already checked."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class LabelledArrays(NamedTuple):
+    """A labelled set of equally sized RGB images, at least one in each split."""
+
+    train_images: np.ndarray
+    """(N, H, W, 3) uint8, C-contiguous"""
+    train_labels: np.ndarray
+    """(N,) int64, 0 <= label < K"""
+    test_images: np.ndarray
+    """(M, H, W, 3) uint8, C-contiguous"""
+    test_labels: np.ndarray
+    """(M,) int64, 0 <= label < K"""
+    class_names: tuple[str, ...]
+    """K names"""
+    num_skipped: int = 0
+    """Unreadable images left out."""

@@ -1,0 +1,120 @@
+"""ResidentLoader: the uint8 set and the whole plan live on the device, a batch is one launch."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lion_fast.config import Impl
+from lion_fast.data.loaders import Batch, Loader
+from lion_fast.data.plan import BatchPlan
+from lion_fast.errors import UserError
+from lion_fast.kernels import augment_batch
+
+MAX_PLANNED_IMAGES = 10**8  # 0.5 GB of indices and flips, 1.3 GB with crops
+
+
+class ResidentLoader(Loader):
+    """Executes a plan with `augment_batch`, steered by a step counter on the device.
+
+    images: (N, H, W, 3) uint8. labels: (N,) int64. mean, std: per channel in units of full scale.
+    Nothing but device work happens in `next`, and every tensor it reads keeps its address, `seek`
+    included: a CUDA graph that captured `next` walks the plan by itself. On a GPU, steps of
+    num_steps and beyond are black images with label -1 if a graph replays that far (see
+    `augment_batch`); on the CPU they raise ValueError.
+
+    Raises UserError if the plan holds more than MAX_PLANNED_IMAGES images.
+    """
+
+    name = "resident"
+    walks_on_device = True
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        plan: BatchPlan,
+        *,
+        num_steps: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        dtype: torch.dtype,
+        channels_last: bool = True,
+        impl: Impl = "auto",
+    ) -> None:
+        assert plan.num_images == len(images) == len(labels)
+        if num_steps * plan.batch_size > MAX_PLANNED_IMAGES:
+            raise UserError(
+                f"max_steps {num_steps} x batch_size {plan.batch_size} is more than the "
+                f"{MAX_PLANNED_IMAGES:,} images that loader resident plans ahead: lower either, or "
+                "take loader dali or workers"
+            )
+        self.plan = plan
+        self._num_steps = num_steps
+        self._mean, self._std = tuple(mean), tuple(std)
+        self._dtype, self._channels_last, self._impl = dtype, channels_last, impl
+        self._images = images.to(device).contiguous()
+        self._labels = labels.to(device).contiguous()
+        self._indices, self._flips, self._crops = _upload(plan, num_steps, device)
+        self._step = torch.zeros((), dtype=torch.int64, device=device)
+
+    def seek(self, step: int) -> None:
+        """Make the next batch that of step 0 <= `step` <= num_steps, else raise ValueError."""
+        if not 0 <= step <= self._num_steps:
+            raise ValueError(f"seek({step}): the loader holds {self._num_steps} steps")
+        self._step.fill_(step)
+
+    def next(self) -> Batch:
+        """Return the current step's batch and advance by one step."""
+        batch = Batch(
+            *augment_batch(
+                self._images,
+                self._labels,
+                self._indices,
+                self._flips,
+                self._mean,
+                self._std,
+                crops=self._crops,
+                padding=self.plan.crop_padding,
+                step=self._step,
+                out_dtype=self._dtype,
+                channels_last=self._channels_last,
+                impl=self._impl,
+            )
+        )
+        self._step.add_(1)
+        return batch
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """Return host and device bytes of the images, labels and plan."""
+        held = [self._images, self._labels, self._indices, self._flips, self._step]
+        if self._crops is not None:
+            held.append(self._crops)
+        num_bytes = sum(tensor.nbytes for tensor in held)
+        return (0, num_bytes) if self._step.is_cuda else (num_bytes, 0)
+
+    def close(self) -> None:
+        """Release the images, labels and plan."""
+        empty = torch.empty(0)
+        self._images = self._labels = self._indices = self._flips = empty
+        self._crops = None
+
+
+def _upload(
+    plan: BatchPlan, num_steps: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return indices (S, B) int32, flips (S, B) bool, and crops (S, B, 2) int32 or None."""
+    shape = (num_steps, plan.batch_size)
+    indices = torch.empty(shape, dtype=torch.int32, device=device)
+    flips = torch.empty(shape, dtype=torch.bool, device=device)
+    crops = torch.empty(*shape, 2, dtype=torch.int32, device=device) if plan.crop_padding else None
+    # Epoch by epoch, so that the host never holds the whole plan in numpy's 64-bit integers.
+    for start in range(0, num_steps, plan.steps_per_epoch):
+        window = slice(start, min(start + plan.steps_per_epoch, num_steps))
+        planned = plan.steps(window.start, window.stop)
+        indices[window].copy_(torch.from_numpy(planned.indices))
+        flips[window].copy_(torch.from_numpy(planned.flips))
+        if crops is not None:
+            crops[window].copy_(torch.from_numpy(planned.crops))
+    return indices, flips, crops

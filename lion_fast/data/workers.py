@@ -1,0 +1,139 @@
+"""WorkersLoader: torchvision transforms in DataLoader workers, the customary baseline."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as TF
+
+from lion_fast.data.loaders import Batch, Loader, memory_format
+from lion_fast.data.plan import BatchPlan
+
+Planned = tuple[int, bool, list[int]]
+"""Row of the set, mirror or not, [top, left] of the crop: what a worker needs for one image."""
+
+_PREFETCH_FACTOR = 2
+
+
+class _PlannedImages(Dataset[tuple[Tensor, Tensor]]):
+    """The training set, indexed by what is planned for one image instead of by a row alone."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        padding: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.images, self.labels, self.padding = images, labels, padding
+        self.to_normalised = v2.Compose(
+            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+        )
+
+    def __getitem__(self, planned: Planned) -> tuple[Tensor, Tensor]:
+        index, flip, (top, left) = planned
+        image = self.images[index].permute(2, 0, 1)
+        if self.padding:
+            height, width = image.shape[1:]
+            image = TF.crop(TF.pad(image, [self.padding]), top, left, height, width)
+        if flip:
+            image = TF.horizontal_flip(image)
+        return self.to_normalised(image), self.labels[index]
+
+
+class _PlannedBatches(Sampler[list[Planned]]):
+    """Yields the plan's batches from step `start` to `num_steps`."""
+
+    def __init__(self, plan: BatchPlan, num_steps: int) -> None:
+        self.plan, self.num_steps = plan, num_steps
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[Planned]]:
+        for step in range(self.start, self.num_steps):
+            planned = self.plan.steps(step, step + 1)
+            yield list(zip(*(array[0].tolist() for array in planned), strict=True))
+
+
+class WorkersLoader(Loader):
+    """Executes a plan with per-image torchvision transforms in `num_workers` DataLoader processes.
+
+    images: (N, H, W, 3) uint8. labels: (N,) int64. mean, std: per channel in units of full scale.
+    With 0 workers the images are made inside `next`. For a GPU, batches come through pinned memory
+    and asynchronous copies. The plan travels with each task, so which worker makes a batch decides
+    nothing. Workers start with the loader and outlive `seek`. What a worker raises, `next` raises
+    with the worker's traceback; a worker that dies makes it raise RuntimeError.
+    """
+
+    name = "workers"
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        plan: BatchPlan,
+        *,
+        num_steps: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        dtype: torch.dtype,
+        channels_last: bool = True,
+        num_workers: int = 2,
+    ) -> None:
+        assert plan.num_images == len(images) == len(labels)
+        self.plan = plan
+        self._device, self._dtype = device, dtype
+        self._memory_format = memory_format(channels_last)
+        self._data = _PlannedImages(images, labels, plan.crop_padding, mean, std)
+        self._sampler = _PlannedBatches(plan, num_steps)
+        self._loader = DataLoader(
+            self._data,
+            batch_sampler=self._sampler,
+            num_workers=num_workers,
+            pin_memory=device.type == "cuda",
+            persistent_workers=num_workers > 0,
+            prefetch_factor=_PREFETCH_FACTOR if num_workers else None,
+            # Without its own, the DataLoader draws from the global generator, as training does.
+            generator=torch.Generator(),
+        )
+        self._batches: Any = iter(())
+        self.seek(0)
+
+    def seek(self, step: int) -> None:
+        """Make the next batch that of global step `step` (0-based) and begin to make it."""
+        num_steps = self._sampler.num_steps
+        if not 0 <= step <= num_steps:
+            raise ValueError(f"seek({step}): the loader holds {num_steps} steps")
+        self._sampler.start = step
+        self._batches = iter(self._loader)
+
+    def next(self) -> Batch:
+        """Return the current step's batch and advance by one step."""
+        started = time.perf_counter()
+        batch = next(self._batches, None)
+        self.data_wait_seconds += time.perf_counter() - started
+        if batch is None:
+            raise ValueError(f"no step is left of {self._sampler.num_steps}: seek back first")
+        # Copy first, convert there: in one call the host would convert, out of pinned memory.
+        images, labels = (tensor.to(self._device, non_blocking=True) for tensor in batch)
+        return Batch(images.to(self._dtype, memory_format=self._memory_format), labels)
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """Return host bytes of the set and of the batches prefetched at most, and device bytes."""
+        images, labels = self._data.images, self._data.labels
+        batch = self.plan.batch_size * (4 * images[0].numel() + labels.itemsize)
+        prefetched = _PREFETCH_FACTOR * self._loader.num_workers * batch
+        return images.nbytes + labels.nbytes + prefetched, 0
+
+    def close(self) -> None:
+        """End the worker processes; the loader delivers nothing afterwards."""
+        # Dropping the iterator is not enough: the traceback of a worker's exception keeps it alive.
+        shut_down = getattr(self._batches, "_shutdown_workers", None)
+        self._batches = iter(())
+        if shut_down is not None:
+            shut_down()

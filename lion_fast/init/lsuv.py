@@ -1,0 +1,88 @@
+"""LSUV (Mishkin and Matas 2016): orthonormal weights, then unit output variance layer by layer."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lion_fast.errors import UserError
+from lion_fast.init.calibration import batch_statistics
+from lion_fast.init.lion_dg import lion_dg_
+from lion_fast.init.variance import WEIGHT_LAYERS, refill_
+
+NUM_SAMPLES = 256
+
+
+@torch.no_grad()
+def lsuv_(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    num_samples: int = NUM_SAMPLES,
+    target_variance: float = 1.0,
+    tolerance: float = 0.01,
+    max_iterations: int = 10,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """Scale every convolution and linear weight until its layer's output has `target_variance`.
+
+    images: normalised floats, of which the first `num_samples` are used. The defaults are LION-DG's
+    (arXiv 2601.02105, A.3); LSUV's own tolerance is 0.1.
+
+    Weights start orthonormal: a kernel (C_out, C_in, k, k) is a C_out x (C_in k k) matrix with
+    orthonormal rows, or columns where it has more rows. Biases start at 0. Then one forward pass
+    goes through the layers in the order of execution, and each is rescaled and run again, at most
+    `max_iterations` times, before the pass goes on. Its output is linear in its weight, so one
+    correction does unless rounding intervenes. Batch norm normalises by the batch, as in training,
+    without touching its running statistics. A layer that runs twice is scaled at its first run; one
+    that does not run stays orthonormal.
+
+    Raises UserError if a layer's output has no finite, positive variance on these images.
+    """
+    refill_(model, nn.init.orthogonal_, generator)
+    device = next(model.parameters()).device
+    scaled: set[str] = set()
+
+    def rescale(name: str, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if name in scaled:
+            return output
+        scaled.add(name)
+        for _ in range(max_iterations):
+            variance = output.var(correction=0).item()
+            if not 0 < variance < float("inf"):
+                raise UserError(
+                    f"layer {name!r} has output variance {variance}: give finite images that differ"
+                )
+            if abs(variance - target_variance) <= tolerance:
+                break
+            layer.weight.mul_((target_variance / variance) ** 0.5)
+            output = layer.forward(*inputs)
+        return output
+
+    hooks = [
+        layer.register_forward_hook(partial(rescale, name))
+        for name, layer in model.named_modules()
+        if isinstance(layer, WEIGHT_LAYERS)
+    ]
+    try:
+        with batch_statistics(model):
+            model(images[:num_samples].to(device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return model
+
+
+def lion_lsuv_(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    num_samples: int = NUM_SAMPLES,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """Apply `lsuv_`, then `lion_dg_`: the paper's hybrid.
+
+    Zeroing comes last, because LSUV sets the heads too, and could not scale an output that is 0.
+    """
+    return lion_dg_(lsuv_(model, images, num_samples=num_samples, generator=generator))

@@ -1,0 +1,153 @@
+"""Heads, and the surface that every deeply-supervised network of this package shares.
+
+A backbone returns its taps as a list, the main head's last. Heads never touch the backbone's path
+(but for ResNet-DS with `placement="residual"`), so pooling, linear, cross-entropy and weighting of
+all heads are one op.
+
+Shapes: B images, H heads, K classes, C_h channels of tap h.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lion_fast.errors import UserError
+from lion_fast.kernels import HeadLosses, Impl, deep_supervision_loss
+
+MIN_IMAGE_SIDE = 8
+"""Pixels. Three halvings leave one pixel, and the data loaders go no lower."""
+
+
+class Head(nn.Module):
+    """Global average pool, then a linear layer with bias."""
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_channels, num_classes)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Return logits (B, K) of a map (B, C_h, height, width)."""
+        return self.linear(feature.mean((2, 3)))
+
+
+class Heads(nn.Module):
+    """The auxiliary heads in forward order, and the main head."""
+
+    def __init__(self, tap_channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        *aux, main = (Head(channels, num_classes) for channels in tap_channels)
+        self.aux = nn.ModuleList(aux)
+        self.main = main
+
+    def __iter__(self) -> Iterator[Head]:
+        """Yield every head in the order of the taps: the main head last."""
+        yield from self.aux  # type: ignore[misc]
+        yield self.main
+
+
+class DeeplySupervised(nn.Module):
+    """A backbone with taps and the heads that read them; a subclass defines `taps`.
+
+    A subclass calls `_attach_heads` when its backbone stands, so that the backbone's parameters
+    come first in `parameters()`. tap_channels: C_h of every tap, the main one's last.
+    """
+
+    heads: Heads
+    _main_mask: Tensor
+    _aux_mask: Tensor
+
+    def _attach_heads(self, tap_channels: Sequence[int], num_classes: int) -> None:
+        if num_classes < 2:
+            raise UserError(f"num_classes is {num_classes}: a classifier needs at least 2")
+        self.heads = Heads(tap_channels, num_classes)
+        # On the device beforehand, so that a step neither copies from the host nor waits for it.
+        main_mask = torch.tensor([0.0] * (len(tap_channels) - 1) + [1.0])
+        self.register_buffer("_main_mask", main_mask, persistent=False)
+        self.register_buffer("_aux_mask", 1 - main_mask, persistent=False)
+
+    def taps(self, images: Tensor) -> list[Tensor]:
+        """Return H maps (B, C_h, height_h, width_h) of images (B, 3, height, width).
+
+        The main head's map comes last.
+        Raises UserError on other shapes and on images below 8x8 pixels.
+        """
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the logits (B, K) of every head, the main head's last."""
+        taps = self.taps(images)
+        return [head(tap) for head, tap in zip(self.heads, taps, strict=True)]
+
+    def loss(
+        self,
+        images: Tensor,
+        target: Tensor,
+        aux_weight: float | Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        impl: Impl = "auto",
+    ) -> HeadLosses:
+        """Compute the paper's eq. 1, L_main + aux_weight * sum of L_aux, over all heads in one op.
+
+        images: (B, 3, height, width). target: (B,) int64. aux_weight: a float, or a () float32
+        tensor on the device that may change between steps without a host sync or a recompilation.
+        """
+        return self.loss_from_taps(
+            self.taps(images), target, aux_weight, label_smoothing=label_smoothing, impl=impl
+        )
+
+    def loss_from_taps(
+        self,
+        taps: Sequence[Tensor],
+        target: Tensor,
+        aux_weight: float | Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        impl: Impl = "auto",
+    ) -> HeadLosses:
+        """Compute `loss` of maps that `taps` returned."""
+        linears = [head.linear for head in self.heads]
+        return deep_supervision_loss(
+            taps,
+            [linear.weight for linear in linears],
+            [linear.bias for linear in linears],
+            target,
+            self.loss_weights(aux_weight),
+            label_smoothing=label_smoothing,
+            impl=impl,
+        )
+
+    def loss_weights(self, aux_weight: float | Tensor) -> Tensor:
+        """Return (H,): aux_weight for every auxiliary head and 1.0 for the main one."""
+        return self._main_mask + self._aux_mask * aux_weight
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters outside every head, the main head included in what is left out."""
+        heads = set(self.heads.parameters())
+        return (parameter for parameter in self.parameters() if parameter not in heads)
+
+    def aux_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the auxiliary heads."""
+        return self.heads.aux.parameters()
+
+    def residual_branches(self) -> list[list[nn.Module]]:
+        """Return the layers of every residual branch in forward order; none by default."""
+        return []
+
+
+def check_images(images: Tensor) -> None:
+    """Raise UserError unless images are (B, 3, height, width) of at least 8x8 pixels."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise UserError(f"images have shape {tuple(images.shape)}: give (batch, 3, height, width)")
+    check_image_size((images.shape[2], images.shape[3]))
+
+
+def check_image_size(image_size: tuple[int, int]) -> None:
+    """Raise UserError unless (height, width) is at least 8x8 pixels."""
+    height, width = image_size
+    if min(height, width) < MIN_IMAGE_SIDE:
+        raise UserError(
+            f"images are {height}x{width} pixels: resize them to at least "
+            f"{MIN_IMAGE_SIDE}x{MIN_IMAGE_SIDE}"
+        )

@@ -1,0 +1,61 @@
+"""From a config to an initialised network on its device."""
+
+import torch
+
+from lion_fast.config import TrainConfig
+from lion_fast.data.loaders import Batch
+from lion_fast.data.plan import BatchPlan
+from lion_fast.data.sources import ImageSet
+from lion_fast.init import METHODS, initialize_
+from lion_fast.kernels import augment_batch
+from lion_fast.models import DeeplySupervised, build_model
+from lion_fast.train.resolve import Resolved
+
+
+def build(
+    config: TrainConfig, resolved: Resolved, images: ImageSet, plan: BatchPlan
+) -> DeeplySupervised:
+    """Return the network of `config`, initialised from its seed, channels_last, on its device.
+
+    Data-driven initialisers see the first planned images, unflipped.
+    """
+    model = build_model(config, images.num_classes, images.image_size)
+    model.to(resolved.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    calibration = _calibration_batch(config, resolved, images, plan)
+    initialize_(
+        model,
+        config.init,
+        images=calibration.images if calibration else None,
+        labels=calibration.labels if calibration else None,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    return model
+
+
+def _calibration_batch(
+    config: TrainConfig, resolved: Resolved, images: ImageSet, plan: BatchPlan
+) -> Batch | None:
+    num_images = METHODS[config.init].num_images
+    if num_images == 0:
+        return None
+    planned = plan.steps(0, -(-num_images // plan.batch_size))
+    indices = torch.from_numpy(planned.indices.reshape(-1)[:num_images])
+    return planned_batch(images, indices, resolved.device, torch.float32)
+
+
+def planned_batch(
+    images: ImageSet, indices: torch.Tensor, device: torch.device, dtype: torch.dtype
+) -> Batch:
+    """Return the training images `indices`, unflipped and normalised, on `device`."""
+    order = torch.arange(len(indices), device=device)
+    return Batch(
+        *augment_batch(
+            images.train_images[indices].to(device),
+            images.train_labels[indices].to(device),
+            order,
+            torch.zeros_like(order, dtype=torch.bool),
+            images.mean,
+            images.std,
+            out_dtype=dtype,
+        )
+    )

@@ -1,0 +1,154 @@
+"""What `auto` means on this machine, and why: one function for training and `doctor`."""
+
+import shutil
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+
+from lion_fast.config import TrainConfig
+from lion_fast.errors import UserError
+from lion_fast.kernels import resolve_impl
+
+
+class Choice(NamedTuple):
+    """A value picked for a config field and the reason."""
+
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The config's `auto` fields, decided for one machine."""
+
+    device: torch.device
+    engine: Literal["eager", "compile", "graph"]
+    loader: Literal["resident", "dali", "workers"]
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
+    impl: Literal["triton", "torch"]
+    reasons: dict[str, str]
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of convolutions and of the images fed to them."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the choices as strings, for summary.json."""
+        return {
+            "device": str(self.device),
+            "engine": self.engine,
+            "loader": self.loader,
+            "precision": self.precision,
+            "impl": self.impl,
+        }
+
+
+def resolve(config: TrainConfig) -> Resolved:
+    """Decide every `auto` of `config` for this machine; raise UserError on what cannot run here."""
+    device = _device(config.device)
+    choices = {
+        "engine": _engine(config, device),
+        "loader": _loader(config, device),
+        "precision": _precision(config, device),
+        "impl": _impl(config, device),
+    }
+    return Resolved(
+        device=device,
+        **{name: choice.value for name, choice in choices.items()},  # type: ignore[arg-type]
+        reasons={name: choice.reason for name, choice in choices.items()},
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device is {name!r}: take auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device is {name!r}: take auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                f"device is {name!r} but torch sees no CUDA GPU: see `lion-fast doctor`"
+            )
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise UserError(f"device is {name!r} but this machine has {count} CUDA device(s)")
+    return device
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+def _engine(config: TrainConfig, device: torch.device) -> Choice:
+    asked = config.engine
+    if device.type == "cpu":
+        if asked == "graph":
+            raise UserError("engine graph needs a CUDA GPU: on the CPU take eager or compile")
+        if asked == "compile" and not _has_cpp_compiler():
+            raise UserError(
+                "engine compile needs a C++ compiler on the CPU: install g++ or take eager"
+            )
+        return Choice(
+            "eager" if asked == "auto" else asked,
+            "asked for" if asked != "auto" else "on the CPU compiling pays only in long runs",
+        )
+    if asked != "auto":
+        return Choice(asked, "asked for")
+    if _capability(device) < (7, 0):
+        return Choice("eager", "torch.compile needs compute capability 7.0")
+    return Choice("graph", "one launch runs whole training steps")
+
+
+def _has_cpp_compiler() -> bool:
+    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+def _precision(config: TrainConfig, device: torch.device) -> Choice:
+    asked = config.precision
+    if device.type == "cpu":
+        if asked in ("tf32", "fp16"):
+            raise UserError(f"precision {asked} needs a CUDA GPU: on the CPU take fp32 or bf16")
+        return Choice(
+            "fp32" if asked == "auto" else asked,
+            "asked for" if asked != "auto" else "the CPU's native arithmetic",
+        )
+    major, minor = _capability(device)
+    if asked in ("bf16", "tf32") and major < 8:
+        raise UserError(
+            f"precision {asked} needs compute capability 8.0 and this GPU has {major}.{minor}:"
+            " take fp16 or fp32"
+        )
+    if asked != "auto":
+        return Choice(asked, "asked for")
+    if major >= 8:
+        return Choice("bf16", f"compute capability {major}.{minor} has bf16 tensor cores")
+    if major >= 7:
+        return Choice(
+            "fp16", f"compute capability {major}.{minor} has fp16 but no bf16 tensor cores"
+        )
+    return Choice("fp32", f"compute capability {major}.{minor} has no tensor cores")
+
+
+def _loader(config: TrainConfig, device: torch.device) -> Choice:
+    if config.loader != "auto":
+        return Choice(config.loader, "asked for")
+    where = "the GPU" if device.type == "cuda" else "memory"
+    return Choice("resident", f"the decoded set fits in {where}, and nothing is cheaper to read")
+
+
+def _impl(config: TrainConfig, device: torch.device) -> Choice:
+    try:
+        value = resolve_impl(config.impl, device)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if config.impl != "auto":
+        return Choice(value, "asked for")
+    if value == "triton":
+        return Choice(value, "fused kernels run on this GPU")
+    return Choice(value, "Triton needs a CUDA GPU of compute capability 7.0 or newer")

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from lion_fast.errors import UserError
+from lion_fast.train.checkpoint import NAME, PREVIOUS, load_checkpoint, save_checkpoint
+
+
+def state(step):
+    return {"step": step, "weights": torch.full((1000,), float(step))}
+
+
+def test_the_newest_checkpoint_is_loaded_and_the_one_before_kept(tmp_path):
+    assert load_checkpoint(tmp_path) is None
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, state(step))
+    assert load_checkpoint(tmp_path)["step"] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([NAME, PREVIOUS])
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip a byte", "empty"])
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(tmp_path, damage):
+    save_checkpoint(tmp_path, state(1))
+    save_checkpoint(tmp_path, state(2))
+    whole = (tmp_path / NAME).read_bytes()
+    middle = whole.index(torch.full((1000,), 2.0).numpy().tobytes()) + 100
+    broken = {
+        "truncate": whole[: len(whole) // 2],
+        "flip a byte": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        "empty": b"",
+    }[damage]
+    (tmp_path / NAME).write_bytes(broken)
+    assert load_checkpoint(tmp_path)["step"] == 1
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path):
+    save_checkpoint(tmp_path, state(1))
+    (tmp_path / NAME).rename(tmp_path / PREVIOUS)
+    assert load_checkpoint(tmp_path)["step"] == 1
+
+
+def test_no_whole_checkpoint_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / NAME).write_bytes(b"half")
+    with pytest.raises(UserError, match="is damaged and no earlier checkpoint is whole"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_intact(tmp_path):
+    save_checkpoint(tmp_path, state(1))
+    (tmp_path / "checkpoint.tmp").symlink_to("/dev/full")  # every write there fails with ENOSPC
+    with pytest.raises(UserError, match="No space left on device.*intact"):
+        save_checkpoint(tmp_path, state(2))
+    assert load_checkpoint(tmp_path)["step"] == 1
+    assert not (tmp_path / "checkpoint.tmp").is_symlink()
+    save_checkpoint(tmp_path, state(2))
+    assert load_checkpoint(tmp_path)["step"] == 2
