@@ -46,8 +46,8 @@ def gradinit_(
 
     Defaults are the reference code's (zhuchen03/gradinit), with gamma = 1 and the normalised
     gradient of its CIFAR recipes. For DenseNet-100 it takes 780 iterations at lr 1e-2 and batches
-    of 64; for "adam" eta = 1e-3 and no bound (gamma = inf). An iteration costs two to
-    three training steps.
+    of 64; for "adam" eta = 1e-3 and no bound (gamma = inf). An iteration is a forward and
+    a backward pass, then another of both, or a backward pass through the backward pass.
 
     Raises UserError if images and labels differ in number, or the gradient is not finite.
     """
@@ -79,7 +79,8 @@ def gradinit_(
             norm = _norm(gradients, algorithm)
             if not norm.isfinite():
                 raise UserError(
-                    f"gradinit's gradient norm is {norm.item()}: lower lr ({lr}) or eta ({eta})"
+                    f"gradinit's gradient norm is {norm.item()}: "
+                    f"give finite images, or lower lr ({lr}) or eta ({eta})"
                 )
             if norm > gamma:
                 _descend(of_norm, scales, norm, grad_clip, min_scale)

@@ -19,9 +19,9 @@ def lion_dg_(
 ) -> nn.Module:
     """Zero weight and bias of every auxiliary head's last layer (LION-DG), and leave all else.
 
-        arXiv 2601.02105, section 3.2. Then the logits of a head are constant, the gradient of its
-        loss with respect to the backbone is exactly 0 (Proposition 1), and its weights grow
-        linearly under gradient descent (Proposition 2).
+    arXiv 2601.02105, section 3.2. A head's logits are then 0, the gradient of its loss with respect
+    to the backbone is exactly 0 (Proposition 1), and its weights grow linearly under gradient
+    descent (Proposition 2).
 
     heads: modules of the model or their dotted names. By default the auxiliary heads of this
     package's networks and of torchvision's GoogLeNet, Inception v3, FCN and DeepLab v3 are found.
@@ -30,15 +30,17 @@ def lion_dg_(
     Raises UserError if no head is found, a name or module is not in the model, or a head has no
     such layer.
     """
-    for name, head in _resolve_heads(model, heads).items():
-        layers = [layer for layer in head.modules() if _is_pointwise(layer)]
-        if not layers:
-            raise UserError(
-                f"head {name!r} has no nn.Linear or 1x1 nn.Conv2d to zero: name another"
-            )
-        for parameter in layers[-1].parameters():
+    for layer in [_last_layer(*item) for item in _resolve_heads(model, heads).items()]:
+        for parameter in layer.parameters():
             parameter.zero_()
     return model
+
+
+def _last_layer(name: str, head: nn.Module) -> nn.Module:
+    layers = [layer for layer in head.modules() if _is_pointwise(layer)]
+    if not layers:
+        raise UserError(f"head {name!r} has no nn.Linear or 1x1 nn.Conv2d to zero: name another")
+    return layers[-1]
 
 
 def _resolve_heads(

@@ -41,9 +41,9 @@ def refill_(
 def he_(model: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
     """Draw every weight, the heads' included, from N(0, 2 / fan_in).
 
-    He et al. 2015, eq. 10, its forward case.     fan_in is what that paper uses for all layers and
-    what keeps the variance of activations behind a ReLU. The linear heads get it too: that is the
-    untrained, disturbing auxiliary head of the baseline.
+    He et al. 2015, eq. 10, the forward case: fan_in is what keeps the variance of activations from
+    ReLU to ReLU. The linear heads get it too: that is the untrained, disturbing auxiliary head of
+    the baseline.
     """
     return refill_(model, partial(nn.init.kaiming_normal_, nonlinearity="relu"), generator)
 

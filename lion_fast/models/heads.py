@@ -69,8 +69,8 @@ class DeeplySupervised(nn.Module):
     def taps(self, images: Tensor) -> list[Tensor]:
         """Return H maps (B, C_h, height_h, width_h) of images (B, 3, height, width).
 
-        The main head's map comes last.
-        Raises UserError on other shapes and on images below 8x8 pixels.
+        The main head's map comes last. Raises UserError on other shapes and on images below 8x8
+        pixels.
         """
         raise NotImplementedError
 
