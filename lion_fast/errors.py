@@ -4,6 +4,10 @@
 class UserError(ValueError):
     """Bad input. The message is one line that names the offending value and the remedy.
 
-    The command line prints it without a traceback and exits with code 2. Every other exception is a bug and keeps
-    its traceback.
+    The command line prints it without a traceback and exits with code 2. Every other exception is a
+    bug and keeps its traceback.
     """
+
+    def __init__(self, message: str) -> None:
+        # File names and other libraries' messages may hold line breaks.
+        super().__init__(" ".join(message.split()))

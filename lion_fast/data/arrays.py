@@ -1,4 +1,4 @@
-"""What every reader of a data set returns: pixels and labels in memory, already checked."""
+"""What the readers of data sets share: the arrays they return, already checked, and a helper."""
 
 from typing import NamedTuple
 
@@ -20,3 +20,8 @@ class LabelledArrays(NamedTuple):
     """K names"""
     num_skipped: int = 0
     """Unreadable images left out."""
+
+
+def reason(error: BaseException) -> str:
+    """Return what a library's exception says, on one line, to be quoted in a UserError."""
+    return " ".join(str(error).split()) or type(error).__name__

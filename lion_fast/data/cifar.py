@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lion_fast.data.arrays import LabelledArrays
+from lion_fast.data.arrays import LabelledArrays, reason
 from lion_fast.data.npz import read_npz
 from lion_fast.errors import UserError
 
@@ -131,7 +131,9 @@ def _download(official: "type[CIFAR10]", archive: Path, npz: Path) -> None:
             _verify(fetched, official.tgz_md5, f"{official.url}, as downloaded,", by_hand)
             fetched.replace(archive)
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"{official.url} cannot be downloaded ({error}): {by_hand}") from error
+        raise UserError(
+            f"{official.url} cannot be downloaded ({reason(error)}): {by_hand}"
+        ) from error
 
 
 def _verify(path: Path, expected: str, subject: str, remedy: str) -> None:
@@ -176,8 +178,11 @@ _STAND_INS: dict[tuple[str, str], Any] = {
 class _CifarUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it asks to run {module!r} {name!r}")
         return _STAND_INS[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError("it refers to an object outside the file")
 
 
 def _parse_batch(stream: IO[bytes], where: str, num_classes: int) -> _Batch:
@@ -201,6 +206,6 @@ def _parse_batch(stream: IO[bytes], where: str, num_classes: int) -> _Batch:
         ValueError,
     ) as error:
         raise UserError(
-            f"{where} is not a CIFAR batch ({error}): delete it and download it again"
+            f"{where} is not a CIFAR batch ({reason(error)}): delete it and download it again"
         ) from error
     return _Batch(pixels, labels)

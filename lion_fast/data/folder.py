@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from lion_fast.data.arrays import LabelledArrays
+from lion_fast.data.arrays import LabelledArrays, reason
 from lion_fast.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -104,8 +104,8 @@ def decode_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Return a JPEG or PNG file as (H, W, 3) uint8 RGB, stretched to `size` = (H, W) if given.
 
     Grey and palette images are expanded, alpha is dropped without blending, CMYK is converted,
-    16-bit samples are scaled to 8 bits (grey ones rounded; Pillow truncates those of colour images:
-    at most one level lower) and the EXIF orientation is applied: the choices of
+    16-bit samples are scaled to 8 bits (grey ones rounded; Pillow keeps the high byte of colour,
+    at most one level off) and the EXIF orientation is applied: the choices of
     `nvidia.dali.fn.decoders.image(output_type=RGB)`. Resizing is bilinear with antialiasing.
     Raise UserError, naming the file, when it cannot be read and decoded in full.
     """
@@ -114,7 +114,7 @@ def decode_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
             rgb = ImageOps.exif_transpose(_to_rgb(image))
     except _DECODE_ERRORS as error:
         raise UserError(
-            f"{path} cannot be decoded ({error}): replace it, or go on without it: --skip-corrupt"
+            f"{path} cannot be decoded ({reason(error)}): replace it, or use --skip-corrupt"
         ) from error
     if size is not None and rgb.size != size[::-1]:
         rgb = rgb.resize(size[::-1], Image.Resampling.BILINEAR)
@@ -152,7 +152,11 @@ def folder_image_size(
                 raise
         else:
             return height, width
-    raise UserError(f"{listing.train.paths[0].parents[1]} holds no readable image: replace them")
+    raise _none_readable(listing.train)
+
+
+def _none_readable(split: SplitListing) -> UserError:
+    return UserError(f"{split.paths[0].parents[1]} holds no readable image: replace them")
 
 
 def read_image_folder(
@@ -198,4 +202,6 @@ def _read_split(
                 if image is not None:
                     images[len(kept)] = image
                     kept.append(index)
+    if not kept:
+        raise _none_readable(split)
     return images[: len(kept)], split.labels.numpy()[kept]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lion_fast.data.arrays import LabelledArrays
+from lion_fast.data.arrays import LabelledArrays, reason
 from lion_fast.errors import UserError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -54,7 +54,7 @@ def _read_arrays(path: Path) -> list[np.ndarray]:
             arrays = [archive[key] for key in KEYS if not missing]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
-            f"{path} cannot be read ({error}): save it anew with numpy.savez"
+            f"{path} cannot be read ({reason(error)}): save it anew with numpy.savez"
         ) from error
     if missing:
         raise UserError(

@@ -62,6 +62,9 @@ def load_image_set(config: TrainConfig) -> ImageSet:
     """
     dataset, path = config.dataset, Path(config.dataset).expanduser()
     is_folder = dataset not in BUILT_IN and path.is_dir()
+    is_npz = path.is_file() and path.suffix == ".npz"
+    if not (dataset in BUILT_IN or is_folder or is_npz):
+        raise UserError(_unknown(dataset, path))
     if config.image_size is not None and not is_folder:
         raise UserError(
             f"image_size is {config.image_size}, but only images of a folder are resized, "
@@ -73,10 +76,8 @@ def load_image_set(config: TrainConfig) -> ImageSet:
         arrays = read_cifar(dataset, (config.data_dir or DEFAULT_DATA_DIR).expanduser())
     elif is_folder:
         arrays = read_image_folder(path, config.image_size, config.skip_corrupt)
-    elif path.is_file() and path.suffix == ".npz":
-        arrays = read_npz(path)
     else:
-        raise UserError(_unknown(dataset, path))
+        arrays = read_npz(path)
     _check_trainable(arrays, dataset)
     train_images = torch.from_numpy(arrays.train_images)
     mean, std = channel_statistics(train_images)

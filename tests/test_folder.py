@@ -1,0 +1,318 @@
+"""Folders of encoded images: listing, decoding, resizing, skipping."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lion_fast.config import TrainConfig
+from lion_fast.data.folder import decode_image, list_image_folder
+from lion_fast.data.sources import ImageSet, load_image_set
+from lion_fast.errors import UserError
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (12, 10, 3), np.uint8)
+GREY16 = RNG.integers(0, 65536, (12, 10), np.uint16)
+SMOOTH = np.asarray(Image.fromarray(NOISE[:4, :4]).resize((10, 12), Image.Resampling.BICUBIC))
+
+
+def pixels(*place: object, size: tuple[int, int] = (12, 10)) -> np.ndarray:
+    """Return an image that belongs to one place of the folder."""
+    rng = np.random.default_rng(list("/".join(map(str, place)).encode()))
+    return rng.integers(0, 256, (*size, 3), np.uint8)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Return a good folder: three classes, 4 + 2 images each, written in no particular order."""
+    folder = tmp_path / "shapes.v2"
+    for split, num in (("test", 2), ("train", 4)):
+        for name in ("square", "Circle", "dot"):
+            (folder / split / name).mkdir(parents=True)
+            for index in reversed(range(num)):
+                image = Image.fromarray(pixels(split, name, index))
+                image.save(folder / split / name / f"{index}.png")
+    return folder
+
+
+def load(root: Path, **fields: object) -> ImageSet:
+    return load_image_set(TrainConfig(dataset=str(root), **fields))
+
+
+def refusal(root: Path, **fields: object) -> str:
+    """Return the message with which the folder is refused, which must be one line."""
+    with pytest.raises(UserError) as caught:
+        load(root, **fields)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_listing_is_ordered_by_class_then_file_whatever_the_disk_says(root):
+    listing = list_image_folder(root)
+    assert listing.class_names == ("Circle", "dot", "square")
+    assert [path.relative_to(root).as_posix() for path in listing.test.paths] == [
+        "test/Circle/0.png",
+        "test/Circle/1.png",
+        "test/dot/0.png",
+        "test/dot/1.png",
+        "test/square/0.png",
+        "test/square/1.png",
+    ]
+    assert listing.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert len(listing.train.paths) == 12
+    assert listing.train.labels.dtype == torch.int64
+
+
+def test_png_round_trip_is_exact(root):
+    images = load(root)
+    assert images.name == "shapes.v2"
+    assert images.image_size == (12, 10) and images.num_skipped == 0
+    for split, found in (("train", images.train_images), ("test", images.test_images)):
+        names = [name for name in images.class_names for _ in range(len(found) // 3)]
+        for index, (name, image) in enumerate(zip(names, found, strict=True)):
+            assert np.array_equal(image.numpy(), pixels(split, name, index % (len(found) // 3)))
+    assert images.train_labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_hidden_files_other_files_and_case_of_the_suffix_do_not_matter(root):
+    (root / "train" / "dot" / "0.png").rename(root / "train" / "dot" / "0.PNG")
+    for other in (".DS_Store", "._0.png", "notes.txt", "0.webp"):
+        (root / "train" / "dot" / other).write_text("not an image")
+    (root / "train" / ".cache").mkdir()
+    (root / "train" / "dot" / "folder.png").mkdir()
+    (root / "train" / "list.txt").write_text("not a class")
+    images = load(root)
+    assert images.num_classes == 3 and len(images.train_images) == 12
+
+
+def test_test_split_may_lack_a_class(root):
+    for path in (root / "test" / "Circle").iterdir():
+        path.unlink()
+    (root / "test" / "Circle").rmdir()
+    assert load(root).test_labels.tolist() == [1, 1, 2, 2]
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png16(samples: np.ndarray, colour_type: int) -> bytes:
+    """Encode (H, W, C) uint16 samples, which Pillow cannot."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    height, width = samples.shape[:2]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + content
+
+
+def decode(tmp_path: Path, content: bytes, **options: object) -> np.ndarray:
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    return decode_image(path, **options)
+
+
+ALPHA = Image.fromarray(NOISE[::-1, :, 0].copy())
+GREY = Image.fromarray(NOISE[..., 0])
+RGBA = Image.merge("RGBA", (*Image.fromarray(NOISE).split(), ALPHA))
+PALETTE = Image.fromarray(NOISE).quantize(16)
+GREY_RGB = np.repeat(NOISE[..., :1], 3, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param(encoded(GREY), GREY_RGB, id="grey"),
+        pytest.param(encoded(Image.merge("LA", (GREY, ALPHA))), GREY_RGB, id="grey and alpha"),
+        pytest.param(encoded(RGBA), NOISE, id="alpha"),
+        pytest.param(encoded(PALETTE), np.asarray(PALETTE.convert("RGB")), id="palette"),
+        pytest.param(
+            encoded(PALETTE, transparency=bytes(range(0, 160, 10))),
+            np.asarray(PALETTE.convert("RGB")),
+            id="palette with alpha",
+        ),
+        pytest.param(
+            encoded(GREY.point(lambda level: 255 * (level > 99), "1")),
+            (GREY_RGB > 99) * np.uint8(255),
+            id="black and white",
+        ),
+        pytest.param(
+            png16(GREY16, 0),
+            np.repeat(np.rint(GREY16[..., None] / 257), 3, axis=2),
+            id="16-bit grey",
+        ),
+    ],
+)
+def test_every_kind_of_png_becomes_8_bit_rgb_without_blending(tmp_path, content, expected):
+    found = decode(tmp_path, content)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, expected)
+
+
+def test_16_bit_colour_is_at_most_one_level_off(tmp_path):
+    samples = np.stack([GREY16, GREY16[::-1], GREY16[:, ::-1]], axis=2)
+    found = decode(tmp_path, png16(samples, 2))
+    assert np.abs(found - np.rint(samples / 257)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_is_close_to_what_was_encoded(tmp_path, mode):
+    image = Image.fromarray(SMOOTH).convert(mode)
+    options = {} if mode == "L" else {"subsampling": 0}
+    found = decode(tmp_path, encoded(image, "JPEG", quality=98, **options))
+    expected = np.asarray(image.convert("RGB"))
+    assert np.abs(found.astype(int) - expected).max() <= 6
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exif_orientation_is_applied(tmp_path, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown upright after a quarter turn clockwise
+    plain = decode(tmp_path, encoded(Image.fromarray(SMOOTH), kind))
+    turned = decode(tmp_path, encoded(Image.fromarray(SMOOTH), kind, exif=exif))
+    assert np.array_equal(turned, np.rot90(plain, -1))
+
+
+def test_images_of_other_sizes_are_resized_to_the_first_training_image(root):
+    first, last = root / "train" / "Circle" / "0.png", root / "test" / "square" / "1.png"
+    flat = np.full((30, 24, 3), (10, 100, 200), np.uint8)
+    Image.fromarray(flat).save(last)
+    images = load(root)
+    assert images.image_size == (12, 10)
+    assert np.array_equal(images.test_images[-1].numpy(), flat[:12, :10])
+    assert np.array_equal(images.train_images[0].numpy(), decode_image(first))
+    first.write_bytes(last.read_bytes())
+    assert load(root).image_size == (30, 24)
+
+
+def test_image_size_stretches_every_image_to_a_square(root):
+    images = load(root, image_size=16)
+    assert images.image_size == (16, 16)
+    assert images.train_images.shape == (12, 16, 16, 3)
+
+
+def test_shrinking_averages_instead_of_dropping_pixels(tmp_path):
+    board = np.zeros((64, 64, 3), np.uint8)
+    board[::2, ::2] = board[1::2, 1::2] = 254
+    shrunk = decode(tmp_path, encoded(Image.fromarray(board)), size=(8, 8))
+    assert np.abs(shrunk.astype(int) - 127).max() <= 8
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "flipped", "jpeg"])
+def test_corrupt_image_is_named_and_can_be_skipped(root, split, damage):
+    path = root / split / "dot" / "1.png"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[60] ^= 255
+    jpeg = encoded(Image.fromarray(NOISE), "JPEG")
+    path.write_bytes(
+        {
+            "empty": b"",
+            "text": b"no image at all",
+            "truncated": whole[: len(whole) // 2],
+            "flipped": bytes(flipped),
+            "jpeg": jpeg[: len(jpeg) - 60],
+        }[damage]
+    )
+    message = refusal(root)
+    assert f"{path} cannot be decoded" in message and "--skip-corrupt" in message
+    images = load(root, skip_corrupt=True)
+    assert images.num_skipped == 1
+    assert len(images.train_images) + len(images.test_images) == 17
+    kept, labels, next_index = {
+        "train": (images.train_images, images.train_labels, 2),
+        "test": (images.test_images, images.test_labels, 0),
+    }[split]
+    shifted = kept[labels == 1][1 if split == "train" else 0]
+    assert np.array_equal(shifted.numpy(), pixels(split, "dot", next_index))
+
+
+def test_skipping_goes_on_to_the_first_readable_image_for_the_size(root):
+    (root / "train" / "Circle" / "0.png").write_bytes(b"")
+    Image.fromarray(pixels("other", size=(20, 18))).save(root / "train" / "Circle" / "1.png")
+    images = load(root, skip_corrupt=True)
+    assert images.image_size == (20, 18) and images.num_skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("train/*/*.png", "train holds no readable image: replace"),
+        ("test/*/*.png", "test holds no readable image: replace"),
+        ("train/dot/*.png", "class 1 (dot) has no training image: add some"),
+    ],
+)
+def test_skipping_everything_is_refused(root, pattern, expected):
+    for path in root.glob(pattern):
+        path.write_bytes(b"")
+    assert expected in refusal(root, skip_corrupt=True)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_missing_split_is_named(root, split):
+    (root / split).rename(root / "other")
+    message = refusal(root)
+    assert f"{root / split} is missing" in message
+    assert "needs train/ and test/ with one folder per class" in message
+
+
+def test_empty_folder_is_refused(tmp_path):
+    assert "needs train/ and test/" in refusal(tmp_path)
+    (tmp_path / "train").mkdir()
+    message = refusal(tmp_path)
+    assert f"{tmp_path / 'train'} holds no folders: put the images of each class" in message
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_empty_class_is_named(root, split):
+    (root / "train" / "star").mkdir()
+    Image.fromarray(NOISE).save(root / "train" / "star" / "0.png")
+    (root / "test" / "star").mkdir()
+    Image.fromarray(NOISE).save(root / "test" / "star" / "0.png")
+    (root / split / "star" / "0.png").rename(root / split / "star" / "0.gif")
+    message = refusal(root)
+    assert f"{root / split / 'star'} holds no .jpg, .jpeg, .png file" in message
+    assert "add images of this class or remove its folder" in message
+
+
+def test_class_of_test_that_train_lacks_is_named(root):
+    (root / "test" / "star").mkdir()
+    message = refusal(root)
+    assert f"{root / 'test' / 'star'} is a class without training images" in message
+    assert f"add {root / 'train' / 'star'} or remove" in message
+
+
+def test_single_class_and_tiny_images_are_refused(root, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "one" / split).mkdir(parents=True)
+        (root / split / "dot").rename(tmp_path / "one" / split / "dot")
+    assert "the only class is 'dot': a classifier needs two" in refusal(tmp_path / "one")
+    Image.fromarray(NOISE[:7]).save(root / "train" / "Circle" / "0.png")
+    assert "images are 7x10 pixels, but the networks need 8x8" in refusal(root)
+
+
+def test_no_damage_raises_anything_but_a_user_error(tmp_path):
+    rng = np.random.default_rng(0)
+    seeds = [encoded(RGBA), encoded(PALETTE), encoded(Image.fromarray(SMOOTH), "JPEG")]
+    num_refused = 0
+    for trial in range(300):
+        content = bytearray(seeds[trial % len(seeds)])
+        for place in rng.integers(0, len(content), 3):
+            content[place] = rng.integers(256)
+        try:
+            decode(tmp_path, bytes(content[: rng.integers(len(content) // 2, len(content) + 1)]))
+        except UserError:
+            num_refused += 1
+    assert num_refused > 100
