@@ -17,6 +17,12 @@ from lion_fast.config import PRESETS, TrainConfig
 from lion_fast.errors import UserError
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Unchecked(TrainConfig):
+    def __post_init__(self) -> None:
+        """Leave checking to `TrainConfig`, after parsing: a bad value then ends in our one line."""
+
+
 @dataclass
 class _TrainArguments:
     """Train a network; report steps and seconds to the target accuracy."""
@@ -26,7 +32,7 @@ class _TrainArguments:
     run stopped at its target."""
     resume: Path | None = None
     """Go on with this run folder from its newest whole checkpoint."""
-    config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+    config: tyro.conf.OmitArgPrefixes[_Unchecked] = field(default_factory=_Unchecked)
 
 
 @dataclass
@@ -51,20 +57,21 @@ def _train(arguments: Sequence[str]) -> int:
         from lion_fast.train.rundir import RunFolder
 
         config = RunFolder.open(Path(resume))[1]
-    default = _TrainArguments(config=config)
+    default = _TrainArguments(config=_Unchecked(**vars(config)))
     parsed = tyro.cli(_TrainArguments, args=arguments, default=default, prog="lion-fast train")
+    wanted = TrainConfig(**vars(parsed.config))
     if parsed.resume is not None:
         if parsed.preset is not None:
             raise UserError(
                 "--preset and --resume exclude each other: a resumed run has its settings"
             )
-        config.check_resumable_as(parsed.config)
+        config.check_resumable_as(wanted)
 
     from lion_fast.train import train
     from lion_fast.train.console import make_console
 
-    console = make_console(parsed.config.max_steps)
-    summary = train(parsed.config, resume=parsed.resume, console=console)
+    console = make_console(wanted.max_steps)
+    summary = train(wanted, resume=parsed.resume, console=console)
     print(json.dumps(summary.to_dict()))
     return 0
 
@@ -133,3 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

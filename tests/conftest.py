@@ -9,6 +9,7 @@ if not torch.cuda.is_available():
         "1"  # read when triton is first imported, so set before any test module
     )
 
+import numpy as np
 import pytest
 
 
@@ -19,3 +20,23 @@ def poisoned_memory():
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def stripes(tmp_path_factory):
+    """Four classes of noisy 8x8 images that differ in colour and in direction of stripes."""
+    rng = np.random.default_rng(0)
+
+    def split(num):
+        labels = rng.integers(0, 4, num)
+        rows, columns = np.mgrid[0:8, 0:8]
+        pattern = np.where((labels % 2 == 0)[:, None, None], rows, columns) % 4 < 2
+        images = rng.integers(0, 150, (num, 8, 8, 3))
+        images[..., 0] += 100 * pattern
+        images[..., 2] += 60 * (labels // 2)[:, None, None]
+        return images.astype(np.uint8), labels
+
+    (x_train, y_train), (x_test, y_test) = split(500), split(200)
+    path = tmp_path_factory.mktemp("data") / "stripes.npz"
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return path

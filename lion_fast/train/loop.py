@@ -131,7 +131,8 @@ class _Run:
             self.engine = make_engine(
                 self.step, loader, row_width(self.history.num_heads), config, resolved
             )
-            self.engine.setup(self.enqueued)
+            if not self._finished():
+                self.engine.setup(self.enqueued)
             self.record.open()
             if resolved.device.type == "cuda":
                 torch.cuda.synchronize(resolved.device)
