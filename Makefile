@@ -7,7 +7,7 @@ EXTRAS ?= dali,tensorboard,dev
 WANTED := $(CURDIR) $(EXTRAS) $(shell cat setup.py constraints.txt | sha256sum | cut -c1-16)
 STAMP := $(VENV)/.lion-fast
 
-.PHONY: setup ready run test test-all lint format bench gpu clean
+.PHONY: setup ready run test test-all lint format bench bench-compare gpu clean
 
 setup:
 	test -x $(BIN)/python || $(PYTHON3) -m venv $(VENV)
@@ -36,12 +36,18 @@ format: ready
 bench: ready
 	$(BIN)/python -m pytest bench --benchmark-only
 
+# Fails when a median is more than 10 % above that of the JSON file BASE, from the same machine.
+bench-compare: ready
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-compare=$(BASE) \
+		--benchmark-compare-fail=median:10%
+
 # Uses the interpreter it is given, installs nothing, needs no network.
 PYTHON ?= $(BIN)/python
 STAGE ?= all
 OUT ?= bench/results
 gpu:
-	$(PYTHON) bench/gpu_suite.py --stage $(STAGE) --out $(OUT)
+	$(PYTHON) bench/gpu_suite.py --stage $(STAGE) --out $(OUT) \
+		$(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(COMMIT),--commit $(COMMIT))
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -1,0 +1,210 @@
+"""The GPU suite in stages: `python bench/gpu_suite.py --stage STAGE --out DIR`.
+
+Each stage is a process of this interpreter that ends in under nine minutes; what it has measured by
+then is kept. Nothing is installed and nothing is fetched: where lion-fast is not installed, the
+stages import it from this checkout. Writes DIR/<gpu>_<date>_<commit>_<stage>.json, prints a table.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGE_SECONDS = 510
+FAREWELL_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Files that one process of pytest runs, paths from the repository's root."""
+
+    files: tuple[str, ...]
+    needs_data: bool = False
+    """It measures convergence, which synthetic images do not show."""
+
+
+STAGES = {
+    "tests": Stage(("tests",)),
+    "kernels": Stage(("bench/bench_heads.py", "bench/bench_augment.py")),
+    "step": Stage(("bench/bench_step.py", "bench/bench_setup.py")),
+    "loaders": Stage(("bench/bench_loaders.py",)),
+    "target": Stage(("bench/bench_time_to_target.py",), needs_data=True),
+    "overhead": Stage(
+        ("bench/bench_overhead.py", "bench/bench_balancing.py", "bench/bench_init.py")
+    ),
+    "study": Stage(("bench/bench_study.py",), needs_data=True),
+}
+
+
+def result_name(gpu: str, commit: str | None, stage: str) -> str:
+    """Return `<gpu>_<date>_<commit>_<stage>.json`."""
+    slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower().removeprefix("nvidia ")).strip("-")
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    return f"{slug}_{date}_{(commit or 'unknown')[:12]}_{stage}.json"
+
+
+def make_importable(folder: Path) -> None:
+    """Lay links in `folder` so that `lion_fast`, kernels included, imports from this checkout."""
+    package = folder / "lion_fast"
+    package.mkdir()
+    for entry in (ROOT / "lion_fast").iterdir():
+        (package / entry.name).symlink_to(entry)
+    (package / "kernels").symlink_to(ROOT / "kernels")
+
+
+def is_installed() -> bool:
+    """Whether the interpreter already imports this checkout's kernels."""
+    try:
+        spec = importlib.util.find_spec("lion_fast.kernels")
+    except ModuleNotFoundError:
+        return False
+    return spec is not None and Path(spec.origin or "").resolve().is_relative_to(ROOT)
+
+
+def run_stage(command: list[str], env: dict[str, str], seconds: float) -> int | None:
+    """Run a command; return its exit code, None where it was out of time.
+
+    It is interrupted, not killed, at the limit: pytest then writes what it has measured.
+    """
+    process = subprocess.Popen(command, env=env, cwd=ROOT)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(FAREWELL_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        return None
+
+
+def stage_command(name: str, files: list[str], target: Path, args: argparse.Namespace) -> list[str]:
+    """Return the pytest call of a stage, which writes its results to `target`."""
+    # -P keeps the checkout's root, whose lion_fast lacks kernels, out of sys.path.
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    if name == "tests":
+        return [*command, f"--junitxml={target}"]
+    command += ["--device=cuda", f"--benchmark-json={target}"]
+    if args.data_dir:
+        command.append(f"--data-dir={args.data_dir}")
+    if args.commit:
+        command.append(f"--commit={args.commit}")
+    return command
+
+
+def count_tests(junit: Path) -> dict[str, Any]:
+    """Return what a JUnit file says: counts, seconds and the names of what failed."""
+    suite = next(ElementTree.parse(junit).iter("testsuite"))
+    counts: dict[str, Any] = {
+        name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")
+    }
+    failed = [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    return {**counts, "seconds": float(suite.get("time", 0)), "failed": failed}
+
+
+def table(results: dict[str, Any]) -> list[str]:
+    """Return one line per row and ratio of a stage's JSON."""
+    lines = []
+    for row in results.get("benchmarks", []):
+        info = row["extra_info"]
+        what = " ".join(str(info.get(key, "")) for key in ("op", "impl", "shape", "dtype", "mode"))
+        line = f"  {what or row['name']:<72} {1e3 * row['stats']['median']:>10.4f} ms"
+        share = info.get("percent_of_copy_bandwidth")
+        lines.append(line + (f" {share:5.1f} % of copy" if share else ""))
+        for ratio in info.get("ratios", []):
+            interval = f"[{ratio['low']:.4f}, {ratio['high']:.4f}] n={ratio['num_rounds']}"
+            lines.append(f"    {ratio['a']} / {ratio['b']}: {ratio['median_ratio']:.4f} {interval}")
+    if tests := results.get("tests"):
+        parts = (f"{tests[key]} {key}" for key in ("tests", "failures", "errors", "skipped"))
+        lines.append("  " + ", ".join(parts) + f" in {tests['seconds']:.0f} s")
+        lines += [f"  failed: {name}" for name in tests["failed"]]
+    return lines
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Run the GPU suite of lion-fast in stages.")
+    parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--data-dir", type=Path, help="folder that holds CIFAR-10")
+    parser.add_argument("--commit", help="commit to state in results where git cannot tell")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the stages; return 0 if all passed, 1 if one failed or nothing ran, 2 without a GPU."""
+    args = parse_arguments(arguments)
+    if not torch.cuda.is_available():
+        print("no CUDA GPU here, so the GPU suite cannot run; `make bench` measures the CPU")
+        return 2
+    for module in ("pytest", "pytest_benchmark"):
+        if importlib.util.find_spec(module) is None:
+            print(f"{sys.executable} lacks {module}: install lion-fast[dev] or give another PYTHON")
+            return 2
+    with tempfile.TemporaryDirectory() as folder:
+        if not is_installed():
+            make_importable(Path(folder))
+            sys.path.insert(0, folder)
+        from _machine import machine_info
+
+        device = torch.device("cuda", torch.cuda.current_device())
+        return run_stages(args, Path(folder), machine_info(device, args.commit))
+
+
+def run_stages(args: argparse.Namespace, folder: Path, info: dict[str, Any]) -> int:
+    """Run the asked stages with `folder` first on their import path; print the table last."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), env.get("PYTHONPATH")]))
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(f"{info['gpu']}, torch {info['torch']}, commit {info['commit'] or 'unknown'}")
+    if args.data_dir is None:
+        print("no --data-dir: images are synthetic, which is all that speed needs")
+    summary, codes = [], []
+    for name in STAGES if args.stage == "all" else [args.stage]:
+        stage = STAGES[name]
+        files = [file for file in stage.files if (ROOT / file).exists()]
+        missing = [file for file in stage.files if file not in files]
+        if missing:
+            summary.append(f"{name}: {', '.join(missing)} not written yet")
+        if stage.needs_data and args.data_dir is None:
+            summary.append(f"{name}: not run, it needs the real images of --data-dir")
+            continue
+        if not files:
+            continue
+        target = args.out / result_name(info["gpu"], info["commit"], name)
+        written = folder / "junit.xml" if name == "tests" else target
+        start = time.monotonic()
+        code = run_stage(stage_command(name, files, written, args), env, STAGE_SECONDS)
+        codes.append(code)
+        if name == "tests" and written.exists():
+            report = {"machine_info": info, "tests": count_tests(written)}
+            target.write_text(json.dumps(report, indent=4) + "\n", encoding="utf-8")
+        ending = {0: "passed", None: "out of time, what was measured is kept"}.get(code, "FAILED")
+        summary.append(f"{name}: {ending} after {time.monotonic() - start:.0f} s, {target.name}")
+        if target.exists():
+            summary += table(json.loads(target.read_text(encoding="utf-8")))
+    print("\n".join(["", *summary]))
+    return 0 if codes and all(code == 0 for code in codes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
