@@ -1,7 +1,8 @@
-"""All metadata of lion-fast. Static: no hardware is probed at install time.
+"""All metadata of lion-fast; static, no hardware is probed at install time.
 
-`kernels/` stands at the top of the repository but installs as `lion_fast.kernels`, because the top-level import name
-`kernels` belongs to another distribution on the package index, whose files a plain install would overwrite.
+`kernels/` stands at the top of the repository but installs as `lion_fast.kernels`, because the
+top-level import name `kernels` belongs to another distribution on the package index, whose files a
+plain install would overwrite.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ from setuptools import setup
 setup(
     name="lion-fast",
     version="0.1.0",
-    description="Fast, trustworthy training of deeply-supervised image classifiers with LION-DG initialisation",
+    description="Fast, trustworthy training of deeply-supervised classifiers with LION-DG",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",

@@ -1,6 +1,6 @@
-"""lion-fast: fast, trustworthy training of deeply-supervised image classifiers with LION-DG initialisation.
+"""lion-fast: fast, trustworthy training of deeply-supervised classifiers with LION-DG.
 
-Names load on first use (PEP 562), so that `import lion_fast` and `lion-fast --help` do not wait for torch.
+Names load on first use (PEP 562), so that `lion-fast --help` does not wait for torch.
 """
 
 from importlib import import_module

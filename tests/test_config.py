@@ -3,11 +3,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from lion_fast.kernels import dispatch
 
 from lion_fast import config as config_module
 from lion_fast.config import PRESETS, TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.kernels import dispatch
 
 
 def test_defaults_are_the_papers():

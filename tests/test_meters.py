@@ -2,8 +2,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lion_fast.kernels import HeadLosses
 
+from lion_fast.kernels import HeadLosses
 from lion_fast.train.meters import History, NonFiniteLoss, row_width, write_row
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lion_fast.config import Impl
+from lion_fast.data.encoded import EncodedSet
 from lion_fast.data.plan import BatchPlan
 from lion_fast.data.sources import ImageSet
 
@@ -51,6 +52,11 @@ class Loader(ABC):
             image_slot.copy_(batch.images, non_blocking=True)
             label_slot.copy_(batch.labels, non_blocking=True)
 
+    @property
+    def num_skipped(self) -> int:
+        """Unreadable images that the loader met and replaced."""
+        return 0
+
     def memory_bytes(self) -> tuple[int, int]:
         """Return host and device bytes that the loader holds for data."""
         return 0, 0
@@ -66,7 +72,7 @@ def memory_format(channels_last: bool) -> torch.memory_format:
 
 def make_loader(
     name: Literal["resident", "dali", "workers"],
-    image_set: ImageSet,
+    image_set: ImageSet | EncodedSet,
     plan: BatchPlan,
     *,
     num_steps: int,
@@ -83,8 +89,27 @@ def make_loader(
     `num_workers` workers (processes) and dali (threads). The loader's module is imported here, so
     that only dali needs DALI.
     """
-    images, labels = image_set.train_images, image_set.train_labels
     mean, std = image_set.mean, image_set.std
+    if isinstance(image_set, EncodedSet):
+        if name != "dali":
+            raise ValueError(f"loader is {name!r}: an encoded folder needs dali")
+        from lion_fast.data.dali_folder import DaliFolderLoader
+
+        return DaliFolderLoader(
+            image_set.listing.train,
+            plan,
+            image_size=image_set.image_size,
+            num_steps=num_steps,
+            mean=mean,
+            std=std,
+            device=device,
+            dtype=dtype,
+            channels_last=channels_last,
+            steps_per_run=steps_per_run,
+            num_threads=num_workers,
+            skip_corrupt=image_set.skip_corrupt,
+        )
+    images, labels = image_set.train_images, image_set.train_labels
     if name == "resident":
         from lion_fast.data.resident import ResidentLoader
 

@@ -1,6 +1,7 @@
 """From disk, download or embedded data to an ImageSet in memory."""
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +51,19 @@ class ImageSet:
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.train_images.shape[1], self.train_images.shape[2]
+
+    @property
+    def num_train(self) -> int:
+        """Number of training images N."""
+        return len(self.train_labels)
+
+    def train_rows(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the training images (B, H, W, 3) `indices` and their labels (B,)."""
+        return self.train_images[indices], self.train_labels[indices]
+
+    def test_chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and labels of the test split, at most `size` images at a time."""
+        yield from zip(self.test_images.split(size), self.test_labels.split(size), strict=True)
 
 
 def load_image_set(config: TrainConfig) -> ImageSet:

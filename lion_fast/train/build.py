@@ -1,8 +1,10 @@
 """From a config to an initialised network on its device."""
 
 import torch
+from torch import Tensor
 
 from lion_fast.config import TrainConfig
+from lion_fast.data.encoded import EncodedSet
 from lion_fast.data.loaders import Batch
 from lion_fast.data.plan import BatchPlan
 from lion_fast.data.sources import ImageSet
@@ -13,7 +15,7 @@ from lion_fast.train.resolve import Resolved
 
 
 def build(
-    config: TrainConfig, resolved: Resolved, images: ImageSet, plan: BatchPlan
+    config: TrainConfig, resolved: Resolved, images: ImageSet | EncodedSet, plan: BatchPlan
 ) -> DeeplySupervised:
     """Return the network of `config`, initialised from its seed, channels_last, on its device.
 
@@ -33,7 +35,7 @@ def build(
 
 
 def _calibration_batch(
-    config: TrainConfig, resolved: Resolved, images: ImageSet, plan: BatchPlan
+    config: TrainConfig, resolved: Resolved, images: ImageSet | EncodedSet, plan: BatchPlan
 ) -> Batch | None:
     num_images = METHODS[config.init].num_images
     if num_images == 0:
@@ -44,16 +46,29 @@ def _calibration_batch(
 
 
 def planned_batch(
-    images: ImageSet, indices: torch.Tensor, device: torch.device, dtype: torch.dtype
+    images: ImageSet | EncodedSet, indices: torch.Tensor, device: torch.device, dtype: torch.dtype
 ) -> Batch:
     """Return the training images `indices`, unflipped and normalised, on `device`."""
-    order = torch.arange(len(indices), device=device)
+    pixels, labels = images.train_rows(indices)
+    return normalised(pixels, labels, images, device, dtype)
+
+
+def normalised(
+    pixels: Tensor,
+    labels: Tensor,
+    images: ImageSet | EncodedSet,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Batch:
+    """Return uint8 pixels (B, H, W, 3) of `images` as a normalised batch on `device`."""
+    order = torch.arange(len(labels), device=device)
+    upright = torch.zeros_like(order, dtype=torch.bool)
     return Batch(
         *augment_batch(
-            images.train_images[indices].to(device),
-            images.train_labels[indices].to(device),
+            pixels.to(device),
+            labels.to(device),
             order,
-            torch.zeros_like(order, dtype=torch.bool),
+            upright,
             images.mean,
             images.std,
             out_dtype=dtype,

@@ -11,7 +11,7 @@ from lion_fast.train.resolve import resolve
 _V100 = """\
 A V100 (compute capability 7.0) needs builds for CUDA 12, the last that support it:
   torch 2.14 or older from PyTorch's own cu126 wheel index, and the extra lion-fast[dali-cu12]
-  (package nvidia-dali-cuda120) instead of lion-fast[dali]. It has no bf16: precision is fp16 there."""
+  (package nvidia-dali-cuda120) instead of lion-fast[dali]. Precision there is fp16, not bf16."""
 
 
 def doctor(config: TrainConfig | None = None) -> list[str]:

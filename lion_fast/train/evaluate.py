@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lion_fast.data.sources import load_image_set
+from lion_fast.data.encoded import open_data
 from lion_fast.errors import UserError
 from lion_fast.models import build_model
 from lion_fast.train.checkpoint import load_checkpoint
@@ -25,11 +25,11 @@ def evaluate(run: Path, *, device: str = "auto") -> Validation:
     checkpoint = load_checkpoint(run)
     if checkpoint is None:
         raise UserError(f"{run} has no checkpoint yet: go on with --resume {run}")
+    images = open_data(config, config.loader)
     config = dataclasses.replace(
         config, device=device, engine="auto", loader="auto", precision="auto", impl="auto"
     )
     resolved = resolve(config)
-    images = load_image_set(config)
     model = build_model(config, images.num_classes, images.image_size)
     model.load_state_dict(checkpoint["training"]["model"])
     model.to(resolved.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lion_fast.config import TrainConfig
 from lion_fast.data import make_loader
+from lion_fast.data.encoded import EncodedSet, open_data
 from lion_fast.data.loaders import Loader
 from lion_fast.data.plan import BatchPlan
-from lion_fast.data.sources import ImageSet, load_image_set
+from lion_fast.data.sources import ImageSet
 from lion_fast.train.build import build, planned_batch
 from lion_fast.train.checkpoint import load_checkpoint
 from lion_fast.train.clock import TrainingClock
@@ -54,7 +55,7 @@ def train(
     started = time.perf_counter()
     console = console or Silent()
     resolved = resolve(config)
-    images = load_image_set(config)
+    images = open_data(config, resolved.loader)
     folder = RunFolder(resume) if resume else RunFolder.create(config)
     picked = "  ".join(f"{name} {value}" for name, value in resolved.to_dict().items())
     console.say([f"{config.dataset}  {config.arch}  {config.init}  seed {config.seed}", picked])
@@ -82,14 +83,12 @@ class _Run:
         self,
         config: TrainConfig,
         resolved: Resolved,
-        images: ImageSet,
+        images: ImageSet | EncodedSet,
         folder: RunFolder,
         console: Console,
     ) -> None:
         self.config, self.resolved, self.images, self.console = config, resolved, images, console
-        self.plan = BatchPlan(
-            len(images.train_labels), config.batch_size, config.seed, config.crop_padding
-        )
+        self.plan = BatchPlan(images.num_train, config.batch_size, config.seed, config.crop_padding)
         init_started = time.perf_counter()
         self.model = build(config, resolved, images, self.plan)
         self.init_seconds = time.perf_counter() - init_started
@@ -276,7 +275,7 @@ class _Run:
             loader_device_mib=device_bytes / 2**20,
             peak_memory_mib=peak_memory_mib(device),
             num_parameters=sum(parameter.numel() for parameter in self.model.parameters()),
-            num_skipped_images=self.images.num_skipped,
+            num_skipped_images=self.images.num_skipped + loader.num_skipped,
             resolved=self.resolved.to_dict(),
             config=config.to_dict(),
             environment=environment(device),

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lion_fast.data.loaders import Batch
 from lion_fast.kernels import deep_supervision_loss
+from lion_fast.models import DeeplySupervised
 from lion_fast.train.resolve import Resolved
 from lion_fast.train.step import autocast
 
@@ -37,7 +38,7 @@ class GradientProbe:
 
 
 def probe_gradients(
-    model: nn.Module,
+    model: DeeplySupervised,
     batch: Batch,
     aux_weight: Tensor,
     *,
@@ -52,7 +53,7 @@ def probe_gradients(
     """
     parameters = list(model.backbone_parameters())
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    linears = [head.linear for head in (*model.heads.aux, model.heads.main)]
+    linears = [head.linear for head in model.heads]
     with autocast(resolved):
         taps = model.taps(batch.images)
     main_only = torch.zeros(len(linears), device=aux_weight.device)
@@ -80,7 +81,7 @@ def probe_gradients(
         gradient_ratio=aux_norm / main_norm if main_norm else float("nan"),
         aux_gradient_norm=aux_norm,
         main_gradient_norm=main_norm,
-        head_weight_norms=tuple(head.linear.weight.norm().item() for head in model.heads.aux),
+        head_weight_norms=tuple(linear.weight.norm().item() for linear in linears[:-1]),
     )
 
 

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.loaders import Batch
 from lion_fast.kernels import HeadLosses
+from lion_fast.models import DeeplySupervised
 from lion_fast.train.meters import write_row
 from lion_fast.train.resolve import Resolved
 
@@ -16,7 +17,7 @@ from lion_fast.train.resolve import Resolved
 class TrainStep:
     """Callable that trains `model` on one batch and writes one meter row."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, resolved: Resolved) -> None:
+    def __init__(self, model: DeeplySupervised, config: TrainConfig, resolved: Resolved) -> None:
         device = resolved.device
         self.model = model
         self.optimizer = torch.optim.AdamW(
@@ -108,7 +109,7 @@ def autocast(resolved: Resolved) -> torch.autocast:
 
 
 def _forward(
-    model: nn.Module, config: TrainConfig, resolved: Resolved
+    model: DeeplySupervised, config: TrainConfig, resolved: Resolved
 ) -> Callable[[Tensor, Tensor, Tensor], HeadLosses]:
     smoothing, impl = config.label_smoothing, resolved.impl
 
@@ -122,7 +123,7 @@ def _forward(
 @contextmanager
 def float32_precision(resolved: Resolved) -> Iterator[None]:
     """Let fp32 products run in tf32 only when resolved so; restore the settings on exit."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
     saved = [backend.fp32_precision for backend in backends]
     saved_benchmark = torch.backends.cudnn.benchmark
     for backend in backends:

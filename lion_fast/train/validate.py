@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
+from lion_fast.data.encoded import EncodedSet
 from lion_fast.data.sources import ImageSet
-from lion_fast.kernels import augment_batch
+from lion_fast.models import DeeplySupervised
+from lion_fast.train.build import normalised
 from lion_fast.train.resolve import Resolved
 from lion_fast.train.step import autocast
 
@@ -46,28 +47,19 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(model: nn.Module, images: ImageSet, resolved: Resolved) -> Validation:
+def validate(
+    model: DeeplySupervised, images: ImageSet | EncodedSet, resolved: Resolved
+) -> Validation:
     """Return loss and per-head accuracy over the test split, with the model in eval mode."""
     device = resolved.device
     was_training = model.training
     model.eval()
-    total = len(images.test_labels)
     loss = torch.zeros((), device=device)
     correct: Any = 0
-    for start in range(0, total, _BATCH_SIZE):
-        part = slice(start, start + _BATCH_SIZE)
-        pixels, labels = images.test_images[part].to(device), images.test_labels[part].to(device)
-        order = torch.arange(len(labels), device=device)
-        batch, labels = augment_batch(
-            pixels,
-            labels,
-            order,
-            torch.zeros_like(order, dtype=torch.bool),
-            images.mean,
-            images.std,
-            out_dtype=resolved.compute_dtype,
-            impl=resolved.impl,
-        )
+    total = 0
+    for pixels, labels in images.test_chunks(_BATCH_SIZE):
+        batch, labels = normalised(pixels, labels, images, device, resolved.compute_dtype)
+        total += len(labels)
         with autocast(resolved):
             losses = model.loss(batch, labels, 0.0, impl=resolved.impl)
         loss += losses.per_head[-1].float() * len(labels)
