@@ -1,6 +1,7 @@
 """Fused Triton ops of lion-fast and their plain PyTorch references. Imports torch and triton only.
 
-The folder installs as `lion_fast.kernels`: the top-level name `kernels` belongs to another distribution.
+The folder installs as `lion_fast.kernels`: the top-level name `kernels` belongs to another
+distribution.
 """
 
 from .augment import augment_batch, augment_batch_ref

@@ -318,6 +318,11 @@ def _check(
     step: Tensor | None,
     out_dtype: torch.dtype,
 ) -> None:
+    if images.dim() != 4 or images.numel() == 0 or indices.numel() == 0:
+        raise ValueError(
+            f"images are {tuple(images.shape)}, indices {tuple(indices.shape)}: "
+            "give (N, H, W, 3) and at least one index"
+        )
     integers = (torch.int32, torch.int64)
     shape = indices.shape
     expected = [
@@ -338,10 +343,6 @@ def _check(
             )
         if tensor.device != images.device or not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous and on {images.device}, as images are")
-    if images.dim() != 4 or images.numel() == 0 or indices.numel() == 0:
-        raise ValueError(
-            f"images are {tuple(images.shape)}, indices {tuple(shape)}: give NHWC, not empty"
-        )
     if indices.dim() != (1 if step is None else 2):
         raise ValueError(f"indices are {tuple(shape)}: give (B,) without step and (S, B) with it")
     if len(mean) != 3 or len(std) != 3 or 0 in std:

@@ -195,7 +195,7 @@ PRESETS: dict[str, TrainConfig] = {
     "paper": TrainConfig(dataset="cifar10"),
     "quickstart": TrainConfig(
         dataset="digits",
-        lr=1e-3,
+        lr=5e-4,
         max_steps=400,
         window=20,
         target_accuracy=0.95,

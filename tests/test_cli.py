@@ -105,6 +105,7 @@ def start(arguments):
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
 
 
@@ -134,13 +135,15 @@ def test_a_run_killed_at_random_moments_ends_as_if_never_interrupted(run_in, tmp
     assert results(resumed) == results(whole)
 
 
-def test_ctrl_c_saves_and_exits_130(run_in):
+@pytest.mark.parametrize("loader", ["resident", "workers"])
+def test_ctrl_c_saves_and_exits_130(run_in, loader):
     arguments, out = run_in
-    process = start(["train", *arguments, "--max-steps", "100000", "--log-every", "1"])
+    arguments += ["--loader", loader, "--num-workers", "1", "--max-steps", "100000"]
+    process = start(["train", *arguments, "--log-every", "1"])
     for line in process.stdout:
         if line.split()[0] == "3":  # the third step's log line
             break
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     (run,) = out.iterdir()

@@ -1,5 +1,7 @@
 """WorkersLoader: torchvision transforms in DataLoader workers, the customary baseline."""
 
+import multiprocessing.connection
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -59,6 +61,11 @@ class _PlannedBatches(Sampler[list[Planned]]):
             yield list(zip(*(array[0].tolist() for array in planned), strict=True))
 
 
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    """Survive Ctrl-C, which a terminal sends to workers too: the parent has a step to finish."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class WorkersLoader(Loader):
     """Executes a plan with per-image torchvision transforms in `num_workers` DataLoader processes.
 
@@ -100,6 +107,7 @@ class WorkersLoader(Loader):
             prefetch_factor=_PREFETCH_FACTOR if num_workers else None,
             # Without its own, the DataLoader draws from the global generator, as training does.
             generator=torch.Generator(),
+            worker_init_fn=_leave_interrupts_to_the_parent,
         )
         self._batches: Any = iter(())
         self.seek(0)
@@ -115,13 +123,25 @@ class WorkersLoader(Loader):
     def next(self) -> Batch:
         """Return the current step's batch and advance by one step."""
         started = time.perf_counter()
-        batch = next(self._batches, None)
+        try:
+            batch = next(self._batches, None)
+        except (OSError, EOFError) as error:  # the process that held the batch is gone
+            self._reap()
+            raise RuntimeError(
+                "a DataLoader worker died, perhaps killed for want of memory: lower num_workers"
+            ) from error
         self.data_wait_seconds += time.perf_counter() - started
         if batch is None:
             raise ValueError(f"no step is left of {self._sampler.num_steps}: seek back first")
         # Copy first, convert there: in one call the host would convert, out of pinned memory.
         images, labels = (tensor.to(self._device, non_blocking=True) for tensor in batch)
         return Batch(images.to(self._dtype, memory_format=self._memory_format), labels)
+
+    def _reap(self) -> None:
+        """Wait for the dying worker, whose signal would else make torch raise within close."""
+        workers = {worker.sentinel: worker for worker in self._batches._workers}
+        for sentinel in multiprocessing.connection.wait(workers, timeout=5):
+            workers[sentinel].join()
 
     def memory_bytes(self) -> tuple[int, int]:
         """Return host bytes of the set and of the batches prefetched at most, and device bytes."""
