@@ -1,0 +1,216 @@
+"""Loaders alone and feeding training steps: DALI by steps per run, resident, DataLoader workers.
+
+    pytest bench/bench_loaders.py --benchmark-only --benchmark-json loaders.json
+    python bench/bench_loaders.py loaders.json loaders.png
+
+The second command draws images/s against steps per run. A row's time is that of `steps_per_call`
+steps, because a loader that makes many batches at once hands most of them out for nothing.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lion_fast.config import TrainConfig
+from lion_fast.data.dali import dali_status
+from lion_fast.data.loaders import Loader, make_loader
+from lion_fast.data.plan import BatchPlan
+from lion_fast.data.sources import ImageSet
+from lion_fast.train.build import build
+from lion_fast.train.engine import make_engine
+from lion_fast.train.meters import row_width
+from lion_fast.train.resolve import resolve
+from lion_fast.train.step import TrainStep, float32_precision
+
+BATCH_SIZE = 128
+LOADERS: dict[str, dict[str, Any]] = {
+    "resident": {"name": "resident"},
+    **{f"dali-{steps}": {"name": "dali", "steps_per_run": steps} for steps in (1, 4, 16, 64)},
+    **{f"workers-{num}": {"name": "workers", "num_workers": num} for num in (0, 2, 8)},
+}
+STEPS_PER_CALL = 64  # whole runs of every size
+# A resident loader holds its whole plan, so this bounds the rounds of a benchmark too.
+NUM_STEPS = 50_000
+# On the CPU a step of the paper's network is long enough to hide any loader; this one is not.
+CPU_NETWORK = {"growth_rate": 2, "block_layers": 1}
+STEPS_PER_CPU_CALL = 16
+
+# Eight workers are measured wherever we are; with fewer cores torch says so once per loader.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes")
+
+
+def open_loader(
+    label: str, image_set: ImageSet, device: torch.device, dtype: torch.dtype, num_steps: int
+) -> Loader:
+    """Return the loader, at step 0; skip where DALI is not installed."""
+    if LOADERS[label]["name"] == "dali" and dali_status().usable_on is None:
+        pytest.skip(dali_status().reason)
+    plan = BatchPlan(len(image_set.train_images), BATCH_SIZE, seed=42)
+    return make_loader(
+        image_set=image_set,
+        plan=plan,
+        num_steps=num_steps,
+        device=device,
+        dtype=dtype,
+        **LOADERS[label],
+    )
+
+
+def note_rates(bench: Any, seconds: float | None, label: str, loader: Loader, steps: int) -> None:
+    """Add the loader's setting, images/s and memory to the row."""
+    host_bytes, device_bytes = loader.memory_bytes()
+    bench.note(
+        loader=label,
+        steps_per_run=LOADERS[label].get("steps_per_run"),
+        num_workers=LOADERS[label].get("num_workers"),
+        steps_per_call=steps,
+        images_per_second=steps * BATCH_SIZE / seconds if seconds else None,
+        host_bytes=host_bytes,
+        device_bytes=device_bytes,
+    )
+
+
+@pytest.mark.parametrize("label", LOADERS)
+def test_loader_alone(bench, image_set, label):
+    """Deliver batches to nobody."""
+    dtype = torch.bfloat16 if bench.device.type == "cuda" else torch.float32
+    num_steps = 2 if bench.quick else STEPS_PER_CALL
+
+    def deliver() -> None:
+        for _ in range(num_steps):
+            loader.next()
+
+    total = num_steps if bench.quick else NUM_STEPS
+    with closing(open_loader(label, image_set, bench.device, dtype, total)) as loader:
+        seconds = bench.time(
+            deliver,
+            op="loader",
+            impl=loader.name,
+            shape=f"B{BATCH_SIZE} {image_set.image_size[0]}x{image_set.image_size[1]}",
+            dtype=str(dtype).removeprefix("torch."),
+            mode="alone",
+            data=image_set.name,
+        )
+        note_rates(bench, seconds, label, loader, num_steps)
+
+
+class Training:
+    """A training run, warmed up, whose steps are executed on demand."""
+
+    def __init__(self, label: str, image_set: ImageSet, device: torch.device, quick: bool) -> None:
+        network = CPU_NETWORK if device.type == "cpu" else {}
+        config = TrainConfig(device=str(device), batch_size=BATCH_SIZE, **network)
+        self.resolved = resolve(config)
+        plan = BatchPlan(len(image_set.train_images), BATCH_SIZE, seed=config.seed)
+        model = build(config, self.resolved, image_set, plan)
+        num_steps = 64 if quick else NUM_STEPS
+        dtype = self.resolved.compute_dtype
+        self.loader = open_loader(label, image_set, device, dtype, num_steps)
+        self._engine = make_engine(
+            TrainStep(model, config, self.resolved),
+            self.loader,
+            row_width(len(model.heads.aux) + 1),
+            config,
+            self.resolved,
+        )
+        self._engine.setup(0)
+        steps_wanted = STEPS_PER_CALL if device.type == "cuda" else STEPS_PER_CPU_CALL
+        self._chunks = 1 if quick else steps_wanted // self._engine.chunk_steps
+        self.steps_per_call = self._chunks * self._engine.chunk_steps
+
+    def __call__(self) -> None:
+        """Train for `steps_per_call` steps."""
+        for _ in range(self._chunks):
+            self._engine.run(self._engine.chunk_steps)
+
+
+@pytest.mark.parametrize("label", [label for label in LOADERS if label != "resident"])
+def test_loader_and_step(bench, image_set, label):
+    """Train from the loader and from a resident set, side by side; record the ratio."""
+    resolved = resolve(TrainConfig(device=str(bench.device)))
+    with ExitStack() as closer:
+        closer.enter_context(float32_precision(resolved))
+        runs = {}
+        for name in (label, "resident"):
+            runs[name] = Training(name, image_set, bench.device, bench.quick)
+            closer.enter_context(closing(runs[name].loader))
+        samples = bench.compare(
+            runs,
+            rounds=40 if bench.device.type == "cuda" else 6,
+            op="loader+step",
+            impl=runs[label].loader.name,
+            shape=f"B{BATCH_SIZE} {image_set.image_size[0]}x{image_set.image_size[1]}",
+            dtype=str(resolved.compute_dtype).removeprefix("torch."),
+            mode="train",
+            data=image_set.name,
+            arch="densenet_ds",
+            network=CPU_NETWORK if bench.device.type == "cpu" else {},
+            engine=resolved.engine,
+        )
+        bench.record_ratio(samples, label, "resident", bound=0.02)
+        seconds = samples.median(label)
+        note_rates(bench, seconds, label, runs[label].loader, runs[label].steps_per_call)
+
+
+def rates(results: dict[str, Any], op: str) -> Iterator[tuple[dict[str, Any], float]]:
+    """Yield setting and images/s of an op's rows in a pytest-benchmark JSON."""
+    for row in results["benchmarks"]:
+        extra = row["extra_info"]
+        if extra.get("op") == op and extra.get("images_per_second"):
+            yield extra, extra["images_per_second"]
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draw images/s against steps per run for DALI, with the other loaders as lines across."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, op in zip(axes, ("loader", "loader+step"), strict=True):
+        dali = sorted(
+            (extra["steps_per_run"], rate)
+            for extra, rate in rates(results, op)
+            if extra["impl"] == "dali"
+        )
+        if dali:
+            axis.plot(*zip(*dali, strict=True), "o-", label="dali")
+        others = {
+            extra["loader"]: rate for extra, rate in rates(results, op) if extra["impl"] != "dali"
+        }
+        for extra, rate in rates(results, op):
+            if resident := extra.get("median_seconds_of", {}).get("resident"):
+                own = extra["median_seconds_of"][extra["loader"]]
+                others.setdefault("resident", rate * own / resident)
+        for color, (label, rate) in enumerate(sorted(others.items()), start=1):
+            axis.axhline(rate, color=f"C{color}", linestyle="--", label=label)
+        axis.set_xscale("log", base=2)
+        axis.set(yscale="log", xlabel="steps per run", title=op)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend()
+    axes[0].set_ylabel("images/s")
+    machine = results["machine_info"]
+    where = machine.get("gpu") or machine.get("cpu_model", "")
+    figure.suptitle(
+        f"{where}, torch {machine.get('torch')}, {machine.get('dali')}, batch {BATCH_SIZE}",
+        fontsize="medium",
+    )
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Draw a result file."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("results", type=Path, help="JSON that pytest --benchmark-json wrote")
+    parser.add_argument("picture", type=Path, help="image file to write")
+    arguments = parser.parse_args()
+    draw(json.loads(arguments.results.read_text()), arguments.picture)
+
+
+if __name__ == "__main__":
+    main()
