@@ -5,6 +5,7 @@ import platform
 import torch
 
 from lion_fast.config import TrainConfig
+from lion_fast.data.dali import dali_status
 from lion_fast.train.environment import environment
 from lion_fast.train.resolve import resolve
 
@@ -24,6 +25,7 @@ def doctor(config: TrainConfig | None = None) -> list[str]:
     lines = [
         f"{name:20} {value if value is not None else 'not found'}" for name, value in facts.items()
     ]
+    lines.append(f"{'dali runs on':20} {_dali()}")
     if resolved.device.type != "cuda":
         lines.append(f"{'gpu':20} {_no_gpu_reason()}")
     lines += ["", "auto picks here:"]
@@ -31,6 +33,11 @@ def doctor(config: TrainConfig | None = None) -> list[str]:
         reason = resolved.reasons.get(name)
         lines.append(f"  {name:10} {value:10}" + (f" {reason}" if reason else ""))
     return [line.rstrip() for line in lines] + ["", *_V100.splitlines()]
+
+
+def _dali() -> str:
+    status = dali_status()
+    return f"{status.usable_on or 'nothing'}: {status.reason}"
 
 
 def _no_gpu_reason() -> str:
