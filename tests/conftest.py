@@ -1,16 +1,26 @@
 """Shared set-up: the Triton interpreter where there is no GPU, and poisoned allocations."""
 
 import os
+from pathlib import Path
 
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = (
-        "1"  # read when triton is first imported, so set before any test module
-    )
+    # Read when triton is first imported, so set before any test module is.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--data-dir", type=Path, help="folder with real CIFAR-10, for the tests on it")
+
+
+@pytest.fixture
+def data_dir(request):
+    """Folder with real CIFAR data, or None."""
+    return request.config.getoption("--data-dir")
 
 
 @pytest.fixture

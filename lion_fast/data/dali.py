@@ -229,8 +229,8 @@ class PipelineLoader(Loader):
                     fill_values=0,
                 )
             # crop_mirror_normalize can mirror too, but it looks through all R values of the
-            # argument again for every image (DALI 2.4): quadratic time, over 20 us an image at R =
-            # 8192. Splitting the batch on the planned mirror is linear.
+            # argument again for every image (DALI 2.4): quadratic time, which a super-batch cannot
+            # afford. Splitting the batch on the planned mirror is linear.
             if mirror:
                 images = fn.flip(images, horizontal=1)
             images = fn.crop_mirror_normalize(
