@@ -20,8 +20,9 @@ ready:
 run: ready
 	$(BIN)/lion-fast train --preset quickstart
 
+# Two processes of one thread each: two of two threads would wait for each other on two cores.
 test: ready
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 	$(BIN)/python -m pytest bench --benchmark-disable --quiet
 
 lint: ready
