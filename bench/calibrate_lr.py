@@ -1,11 +1,13 @@
 """Choose the paper preset's learning rate: the paper gives none that survived in its text.
 
-For every rate, He-init DenseNet-DS trains on CIFAR-10 until its windowed training accuracy reaches 70 % or `--max-steps`
-are done. The rate whose crossing lies nearest the paper's 1,203-1,225 steps (its Table 7) is the preset's.
+For every rate, He-init DenseNet-DS trains on CIFAR-10 until its windowed training accuracy reaches
+70 % or `--max-steps` are done. The rate whose crossing lies nearest the paper's 1,203-1,225 steps
+(its Table 7) is the preset's.
 
-    python bench/calibrate_lr.py --data-dir DIR [--lr 1e-3 3e-3 1e-2] [--out bench/results/lr_calibration.csv]
+    python bench/calibrate_lr.py --data-dir DIR [--engine compile] [--lr 1e-3 3e-3 5e-3 1e-2]
 
-Rows are added to the CSV as runs end; a rate that already stands there for the same seed is not run again.
+Rows are added to the CSV as runs end; a rate that already stands there for the same seed is not run
+again.
 """
 
 import argparse
