@@ -1,17 +1,13 @@
 """Loaders alone and feeding training steps: DALI by steps per run, resident, DataLoader workers.
 
     pytest bench/bench_loaders.py --benchmark-only --benchmark-json loaders.json
-    python bench/bench_loaders.py loaders.json loaders.png
+    lion-fast report loaders.json --out report/
 
-The second command draws images/s against steps per run. A row's time is that of `steps_per_call`
+The report draws images/s against steps per run. A row's time is that of `steps_per_call`
 steps, because a loader that makes many batches at once hands most of them out for nothing.
 """
 
-import argparse
-import json
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,61 +152,3 @@ def test_loader_and_step(bench, image_set, label):
         bench.record_ratio(samples, label, "resident", bound=0.02)
         seconds = samples.median(label)
         note_rates(bench, seconds, label, runs[label].loader, runs[label].steps_per_call)
-
-
-def rates(results: dict[str, Any], op: str) -> Iterator[tuple[dict[str, Any], float]]:
-    """Yield setting and images/s of an op's rows in a pytest-benchmark JSON."""
-    for row in results["benchmarks"]:
-        extra = row["extra_info"]
-        if extra.get("op") == op and extra.get("images_per_second"):
-            yield extra, extra["images_per_second"]
-
-
-def draw(results: dict[str, Any], path: Path) -> None:
-    """Draw images/s against steps per run for DALI, with the other loaders as lines across."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, op in zip(axes, ("loader", "loader+step"), strict=True):
-        dali = sorted(
-            (extra["steps_per_run"], rate)
-            for extra, rate in rates(results, op)
-            if extra["impl"] == "dali"
-        )
-        if dali:
-            axis.plot(*zip(*dali, strict=True), "o-", label="dali")
-        others = {
-            extra["loader"]: rate for extra, rate in rates(results, op) if extra["impl"] != "dali"
-        }
-        for extra, rate in rates(results, op):
-            if resident := extra.get("median_seconds_of", {}).get("resident"):
-                own = extra["median_seconds_of"][extra["loader"]]
-                others.setdefault("resident", rate * own / resident)
-        for color, (label, rate) in enumerate(sorted(others.items()), start=1):
-            axis.axhline(rate, color=f"C{color}", linestyle="--", label=label)
-        axis.set_xscale("log", base=2)
-        axis.set(yscale="log", xlabel="steps per run", title=op)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend()
-    axes[0].set_ylabel("images/s")
-    machine = results["machine_info"]
-    where = machine.get("gpu") or machine.get("cpu_model", "")
-    figure.suptitle(
-        f"{where}, torch {machine.get('torch')}, {machine.get('dali')}, batch {BATCH_SIZE}",
-        fontsize="medium",
-    )
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def main() -> None:
-    """Draw a result file."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("results", type=Path, help="JSON that pytest --benchmark-json wrote")
-    parser.add_argument("picture", type=Path, help="image file to write")
-    arguments = parser.parse_args()
-    draw(json.loads(arguments.results.read_text()), arguments.picture)
-
-
-if __name__ == "__main__":
-    main()

@@ -35,14 +35,20 @@ How to write a benchmark::
 """
 
 import math
+import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
+if not torch.cuda.is_available():
+    # Kernels then run once, untimed, in quick mode. Read when triton is first imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import _machine
 import pytest
-import torch
 from _harness import (
     RatioEstimate,
     Samples,

@@ -1,4 +1,4 @@
-"""AotCase: one kernel at one dtype, layout and configuration, as `python -m lion_fast.kernels.aot` compiles it."""
+"""AotCase: one kernel at one dtype, layout and configuration, for `lion_fast.kernels.aot`."""
 
 import inspect
 from typing import Any, NamedTuple
@@ -24,23 +24,25 @@ class AotCase(NamedTuple):
     kernel: Any
     """the `@triton.jit` function"""
     signature: dict[str, Any]
-    """argument name -> Triton type, "*bf16", "i32", "fp32"; a tuple argument maps to a tuple of them"""
+    """argument name -> Triton type ("*bf16", "i32", "fp32"), or a tuple of them"""
     constexprs: dict[str, Any]
     """constexpr argument name -> value"""
     num_warps: int
     num_stages: int = 1
     aligned: tuple[str, ...] = ()
     """arguments that are multiples of 16 at run time, as Triton's launcher would find them"""
+    fp_fusion: bool = True
+    """whether products and sums may be fused into one rounding"""
     min_capability: int = 70
     """first sm_NN that the case is for: 80 for bf16"""
 
 
 def case_of(name: str, launch: Launch) -> AotCase:
-    """Return what Triton's launcher would compile for `launch`, given that every tensor starts at a multiple of 16 bytes.
+    """Return what Triton's launcher would compile for `launch`.
 
-    The tensors may be on the meta device.
+    Every tensor is taken to start at a multiple of 16 bytes; it may be on the meta device.
     """
-    # The function under @triton.jit: in the interpreter the wrapper does not tell constexpr arguments apart.
+    # Read from the function under @triton.jit, which is there in the interpreter too.
     constexprs = {
         argument: launch.args[argument]
         for argument, annotation in inspect.get_annotations(launch.kernel.fn).items()

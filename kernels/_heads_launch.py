@@ -18,23 +18,38 @@ from ._heads_kernels import (
 )
 from ._launch import Launch
 
-# Launch configuration. NOT MEASURED ON A GPU YET: reasoned from an H200 (132 SMs, 4.8 TB/s), bench/bench_heads.py is to
-# settle it. Bytes: DenseNet-DS taps at batch 128 in bf16 are 25.9 MB, 6.7 us at 80 % of 4.8 TB/s; everything else
-# the three launches touch is below 2 MB, so only `pool` has to reach bandwidth.
-# pool: 4.8 TB/s times 0.8 us of latency is 29 KB in flight per SM. A tile of 4096 elements is 8 KB in bf16 and 32 values
-# a thread with 4 warps, so four resident programs cover it; that batch makes 1,578 programs, 12 per SM. Maps that are
-# contiguous in space are summed along a row of up to 1024 positions; channels_last maps along 64 positions of 64
-# channels (128 bytes), two tiles per program, so that 1024 positions make 8 splits and images * channels / 64 * 8 programs.
+# Launch configuration. NOT MEASURED: no GPU has run bench/bench_heads.py yet. Reasoned from an H200
+# (132 SMs, 4.8 TB/s), DenseNet-DS taps, batch 128, bf16.
+#
+# Bytes: the taps are 25.9 MB, 6.7 us at 80 % of 4.8 TB/s. All else that the three launches touch is
+# below 2 MB, so `pool` has to reach bandwidth and the others have to be short.
+#
+# pool: 4.8 TB/s times about 0.8 us of latency is 29 KB in flight on every SM. 4096 elements are
+# 8 KB and, with 4 warps, 32 values or four 16-byte loads a thread: four resident programs suffice,
+# and registers allow eight or more. Maps contiguous in space are read in rows of up to 1024
+# positions: 3,156 programs. channels_last maps are read in 64 positions of 64 neighbouring rows
+# (128 bytes; rows run on into the next image, so no lane idles at 72 channels), two tiles to a
+# program and a map split over programs: 1,668, where whole maps would make 246. The splits' partial
+# sums are 2 % of the taps' bytes.
+#
+# classify and backward: a 3-D tile of 4096 products is 32 or 16 registers a thread. A program of
+# classify takes one image for every 64 in the batch: 192 programs first, then fewer reads of the
+# weights. No more than 8, because a tile of 16 x 16 x 16 products is what Triton 3.6 turns into a
+# dot, in TF32. The backward sums over the whole batch inside a program, so that no second pass and
+# no atomic is needed; two channels a program make 123 such programs, about one per SM.
 _POOL_TILE = 4096
 _POOL_WARPS = 4
+_POOL_ROW = 1024
+_POOL_ROW_CHANNELS_LAST = 64
+_POOL_STEPS = 2
 _POOL_MAX_SPLITS = 16
-# classify and the backward hold a 3-D tile of products: 4096 values are 32 registers a thread with 4 warps.
 _CLASSIFY_TILE = 4096
 _CLASSIFY_WARPS = 4
-_REDUCE = 256
-_BWD_TILE = 8192
-_BWD_WARPS = 8
-_BWD_BLOCK = 1024
+_CLASSIFY_MAX_IMAGES = 8
+_CLASSIFY_REDUCE = 256
+_BACKWARD_TILE = 4096
+_BACKWARD_WARPS = 8
+_BACKWARD_TAP_TILE = 1024
 
 MAX_CLASSES = 4096
 """A row of logits is held by one program whole."""
@@ -76,9 +91,10 @@ class _PoolConfig(NamedTuple):
 
 
 def _pool_config(num_positions: int, channels_inner: bool) -> _PoolConfig:
-    block_p = min(triton.next_power_of_2(num_positions), 64 if channels_inner else 1024)
+    longest = _POOL_ROW_CHANNELS_LAST if channels_inner else _POOL_ROW
+    block_p = min(triton.next_power_of_2(num_positions), longest)
     blocks = triton.cdiv(num_positions, block_p)
-    steps = min(blocks, max(2, triton.cdiv(blocks, _POOL_MAX_SPLITS)))
+    steps = min(blocks, max(_POOL_STEPS, triton.cdiv(blocks, _POOL_MAX_SPLITS)))
     return _PoolConfig(_POOL_TILE // block_p, block_p, steps, triton.cdiv(blocks, steps))
 
 
@@ -138,9 +154,9 @@ def forward_launches(
         for c, config in zip(channels, pool, strict=True)
     ]
 
-    # Enough programs to fill the card come before programs of several images, which share their reads of the weight.
     block_k = triton.next_power_of_2(num_classes)
-    block_b = max(1, min(triton.next_power_of_2(num_images) // 64, 1024 // block_k))
+    block_b = min(triton.next_power_of_2(num_images) // 64, _CLASSIFY_MAX_IMAGES)
+    block_b = max(1, min(block_b, 1024 // block_k))
     block_c = max(1, _CLASSIFY_TILE // (block_b * block_k))
     block_c = min(block_c, triton.next_power_of_2(max(channels)))
     num_blocks = triton.cdiv(num_images, block_b)
@@ -153,7 +169,9 @@ def forward_launches(
         "FIRST": _first_columns(channels), "N": sum(channels), "SPLITS": splits,
     }  # fmt: skip
     pool_args = {
-        "taps": taps, "sums": sums, "arrivals": arrivals, "STRIDES": strides,
+        "taps": taps, "sums": sums, "arrivals": arrivals,
+        "STRIDE_B": tuple(s[0] for s in strides), "STRIDE_C": tuple(s[1] for s in strides),
+        "STRIDE_P": tuple(s[2] for s in strides),
         "BLOCK_R": tuple(config.block_r for config in pool),
         "BLOCK_P": tuple(config.block_p for config in pool),
         "STEPS": tuple(config.steps for config in pool),
@@ -161,10 +179,12 @@ def forward_launches(
     classify_args = {
         "sums": sums, "weights": tuple(weight.contiguous() for weight in weights),
         "biases": tuple(bias.contiguous() for bias in biases), "target": target.contiguous(),
-        "loss_weights": loss_weights.contiguous(), "label_smoothing": label_smoothing, **out._asdict(),
-        "loss_sums": new((num_heads, num_blocks)), "hits": new((num_heads, num_blocks), dtype=torch.int32),
-        "arrivals": arrivals, "num_blocks": num_blocks, "K": num_classes,
-        "BLOCK_B": block_b, "BLOCK_K": block_k, "BLOCK_C": block_c, "BLOCK_REDUCE": _REDUCE,
+        "loss_weights": loss_weights.contiguous(), "label_smoothing": label_smoothing,
+        **out._asdict(), "loss_sums": new((num_heads, num_blocks)),
+        "hits": new((num_heads, num_blocks), dtype=torch.int32), "arrivals": arrivals,
+        "num_blocks": num_blocks, "K": num_classes, "BLOCK_S": triton.next_power_of_2(max(splits)),
+        "BLOCK_B": block_b, "BLOCK_K": block_k, "BLOCK_C": block_c,
+        "BLOCK_REDUCE": _CLASSIFY_REDUCE,
     }  # fmt: skip
     return (
         Launch(_deep_supervision_loss_pool_kernel, (sum(tiles),), shared | pool_args, _POOL_WARPS),
@@ -190,7 +210,10 @@ def empty_gradients(
     num_classes = d_logits.shape[2]
     heads = list(zip(channels, needs_linear, strict=True))
     return HeadsBackward(
-        [d_logits.new_empty((num_classes, c) if n else (0, c), dtype=linear_dtype) for c, n in heads],
+        [
+            d_logits.new_empty((num_classes, c) if n else (0, c), dtype=linear_dtype)
+            for c, n in heads
+        ],
         [d_logits.new_empty(num_classes if n else 0, dtype=linear_dtype) for _, n in heads],
         d_pooled.new_empty(d_pooled.shape if needs_taps else (0, 0), dtype=tap_dtype),
     )
@@ -204,22 +227,24 @@ def backward_launch(
     channels = tuple(d_weight.shape[1] for d_weight in grads.d_weights)
     needs_linear = tuple(d_weight.shape[0] > 0 for d_weight in grads.d_weights)
     block_k = min(triton.next_power_of_2(num_classes), 16)
-    block_b = min(triton.next_power_of_2(num_images), 128)
-    block_c = 4
+    block_c = 2 if num_classes <= 128 else 8
+    block_b = min(triton.next_power_of_2(num_images), _BACKWARD_TILE // (block_k * block_c))
     linear_tiles = sum(
         triton.cdiv(num_classes, block_k) * triton.cdiv(c, block_c)
         for c, needed in zip(channels, needs_linear, strict=True)
         if needed
     )
-    tap_tiles = triton.cdiv(grads.d_taps.numel(), _BWD_BLOCK)
+    tap_tiles = triton.cdiv(grads.d_taps.numel(), _BACKWARD_TAP_TILE)
     args = {
         "grad_loss": grad_loss, "d_logits": d_logits, "pooled": pooled, "d_pooled": d_pooled,
-        "d_weights": tuple(grads.d_weights), "d_biases": tuple(grads.d_biases), "d_taps": grads.d_taps,
-        "num_images": num_images, "H": num_heads, "K": num_classes, "C": channels,
+        "d_weights": tuple(grads.d_weights), "d_biases": tuple(grads.d_biases),
+        "d_taps": grads.d_taps, "num_images": num_images,
+        "H": num_heads, "K": num_classes, "C": channels,
         "FIRST": _first_columns(channels), "N": sum(channels),
         "NEEDS_LINEAR": needs_linear, "NEEDS_TAPS": tap_tiles > 0,
-        "BLOCK_B": block_b, "BLOCK_K": block_k, "BLOCK_C": block_c, "BLOCK": _BWD_BLOCK,
+        "BLOCK_B": block_b, "BLOCK_K": block_k, "BLOCK_C": block_c,
+        "BLOCK": _BACKWARD_TAP_TILE,
     }  # fmt: skip
     return Launch(
-        _deep_supervision_loss_bwd_kernel, (linear_tiles + tap_tiles,), args, _BWD_WARPS
+        _deep_supervision_loss_bwd_kernel, (linear_tiles + tap_tiles,), args, _BACKWARD_WARPS
     )

@@ -1,4 +1,4 @@
-"""Launch: a kernel with everything it is launched with, so that running and compiling it read the same description."""
+"""Launch: a kernel with everything it is launched with. Running and compiling it read the same."""
 
 from typing import Any, NamedTuple
 

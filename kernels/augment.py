@@ -386,6 +386,7 @@ def _aot_case(dtype: torch.dtype, channels_last: bool) -> AotCase:
         },
         num_warps=_NUM_WARPS,
         aligned=tuple(pointers),
+        fp_fusion=False,
         min_capability=80 if dtype == torch.bfloat16 else 70,
     )
 

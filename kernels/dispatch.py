@@ -13,9 +13,10 @@ def resolve_impl(
 ) -> Literal["triton", "torch"]:
     """Return the implementation to run on `device` for data of `dtype`.
 
-    `auto` takes Triton on CUDA from compute capability 7.0 for fp32, fp16 and bf16, and the PyTorch reference elsewhere.
-    `triton` also runs on the CPU inside Triton's interpreter (`TRITON_INTERPRET=1`, for tests: exact, and thousands of
-    times slower), but for bf16, which the interpreter gets wrong without saying so.
+    `auto` takes Triton on CUDA from compute capability 7.0 for fp32, fp16 and bf16, and the PyTorch
+    reference elsewhere. `triton` also runs on the CPU inside Triton's interpreter
+    (`TRITON_INTERPRET=1`, for tests: exact, and thousands of times slower), but for bf16, which the
+    interpreter gets wrong without saying so.
 
     Raises ValueError on an unknown name, and on `triton` where Triton cannot run.
     """
@@ -35,8 +36,10 @@ def _triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the kernels compute in fp32 and the data are {dtype}"
     if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return None if major >= 7 else f"compute capability {major}.{minor} is below 7.0"
+        gpu = torch.cuda.get_device_properties(device)  # torch.compile folds it into a constant
+        return (
+            None if gpu.major >= 7 else f"compute capability {gpu.major}.{gpu.minor} is below 7.0"
+        )
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return "Triton's interpreter has no bf16" if dtype == torch.bfloat16 else None
     return f"it needs a CUDA device and the tensors are on {device.type}"

@@ -1,13 +1,14 @@
-"""deep_supervision_loss: global average pool, linear, cross-entropy and weighting of every head as one op.
+"""deep_supervision_loss: pooling, linear, cross-entropy and weighting of every head as one op.
 
     pooled_h = mean over positions of tap_h              (B, C_h)
     logits_h = pooled_h @ weight_h.T + bias_h            (B, K)
     loss     = sum over heads of loss_weight_h * mean over images of cross_entropy(logits_h, target)
 
-The loss is a scalar, so the forward already knows d loss / d logits and d loss / d pooled up to one factor. It saves
-these (B, K) and (B, C) values and no logits. In the backward every position of a map has the same gradient,
-d pooled / (height * width), so a tap is handed a (B, C) tensor expanded over its map: stride 0, nothing of a tap's size
-written. Whoever reads it next (an add, a ReLU or batch-norm backward) reads B * C values instead of a map.
+The loss is a scalar, so the forward already knows d loss / d logits and d loss / d pooled up to one
+factor. It saves these (B, K) and (B, C) values and no logits. In the backward every position of a
+map has the same gradient, d pooled / (height * width), so a tap is handed a (B, C) tensor expanded
+over its map: stride 0, nothing of a tap's size written. Whoever reads it next (an add, a ReLU or
+batch-norm backward) reads B * C values instead of a map.
 
 Shape letters: H heads, B images, K classes, C_h channels of head h.
 """
@@ -52,8 +53,9 @@ def deep_supervision_loss_ref(
 ) -> HeadLosses:
     """Compute `deep_supervision_loss` in plain PyTorch: the truth in tests and the CPU path.
 
-    Arithmetic is fp32 for fp16, bf16 and fp32 features, and fp64 for fp64, also under autocast. A target outside
-    0 ... K - 1 raises ValueError on the CPU; on a GPU it trips PyTorch's own device assertion.
+    Arithmetic is fp32 for fp16, bf16 and fp32 features, and fp64 for fp64, also under autocast. A
+    target outside 0 ... K - 1 raises ValueError on the CPU; on a GPU it trips PyTorch's own device
+    assertion.
     """
     per_head, correct = [], []
     with torch.autocast(features[0].device.type, enabled=False):
@@ -90,20 +92,20 @@ def _deep_supervision_loss(
     loss_weights: Tensor,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the fields of `HeadsForward`: the three of `HeadLosses`, then what the backward needs."""
+    """Return the fields of `HeadsForward`: those of `HeadLosses`, then what the backward needs."""
     _check(features, weights, biases, target, loss_weights)
     out = empty_forward(features, biases, target)
     for launch in forward_launches(
         out, features, weights, biases, target, loss_weights, label_smoothing
     ):
         launch.run(device_of=target)
-    return tuple(out)
+    return out
 
 
 @_deep_supervision_loss.register_fake
 def _(features, weights, biases, target, loss_weights, label_smoothing):
     _check(features, weights, biases, target, loss_weights)
-    return tuple(empty_forward(features, biases, target))
+    return empty_forward(features, biases, target)
 
 
 @torch.library.custom_op("lion_fast::deep_supervision_loss_backward", mutates_args=())
@@ -123,18 +125,12 @@ def _deep_supervision_loss_backward(
         d_logits, d_pooled, channels, needs_linear, needs_taps, linear_dtype, tap_dtype
     )
     backward_launch(grads, grad_loss, d_logits, pooled, d_pooled).run(device_of=grad_loss)
-    return tuple(grads)
+    return grads
 
 
 @_deep_supervision_loss_backward.register_fake
-def _(
-    grad_loss, d_logits, pooled, d_pooled, channels, needs_linear, needs_taps, linear_dtype, tap_dtype
-):  # fmt: skip
-    return tuple(
-        empty_gradients(
-            d_logits, d_pooled, channels, needs_linear, needs_taps, linear_dtype, tap_dtype
-        )
-    )
+def _(grad_loss, d_logits, pooled, d_pooled, *needs_and_dtypes):
+    return empty_gradients(d_logits, d_pooled, *needs_and_dtypes)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -171,10 +167,8 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Any, ...]:
     def wanted(grads: list[Any], needs: list[bool]) -> list[Any]:
         return [grad if need else None for grad, need in zip(grads, needs, strict=True)]
 
-    return (
-        wanted(d_taps, needs_taps), wanted(d_weights, needs_weights), wanted(d_biases, needs_biases),
-        None, d_loss_weights, None,
-    )  # fmt: skip
+    linear = wanted(d_weights, needs_weights), wanted(d_biases, needs_biases)
+    return wanted(d_taps, needs_taps), *linear, None, d_loss_weights, None
 
 
 _deep_supervision_loss.register_autograd(_backward, setup_context=_setup_context)
@@ -187,7 +181,7 @@ def _check(
     target: Tensor,
     loss_weights: Tensor,
 ) -> None:
-    """Raise ValueError where a kernel would read out of bounds or misread its inputs. Looks at no value."""
+    """Raise ValueError where a kernel would misread its inputs. Looks at shapes, not at values."""
     num_heads, num_images, num_classes = len(features), len(target), len(biases[0])
     if not num_heads == len(weights) == len(biases) == loss_weights.numel():
         raise ValueError(
@@ -198,7 +192,8 @@ def _check(
         raise ValueError("target is empty: the mean loss of no image is undefined")
     if num_classes > MAX_CLASSES:
         raise ValueError(
-            f"{num_classes} classes are more than the {MAX_CLASSES} that impl='triton' takes: take impl='torch'"
+            f"{num_classes} classes are more than the {MAX_CLASSES} that impl='triton' takes: "
+            "take impl='torch'"
         )
     floats = (torch.float16, torch.bfloat16, torch.float32)
     rows: list[tuple[str, Tensor, tuple[int, ...], tuple[torch.dtype, ...]]] = [
@@ -206,18 +201,21 @@ def _check(
         ("loss_weights", loss_weights, (num_heads,), floats),
     ]
     for h, (feature, weight, bias) in enumerate(zip(features, weights, biases, strict=True)):
-        tap_shape = (num_images, weight.shape[1], *feature.shape[2:4])
-        linear_dtype = (weights[0].dtype,) if h else floats
+        if feature.ndim != 4:
+            raise ValueError(f"features[{h}] is {tuple(feature.shape)}: give (B, C, height, width)")
+        channels = feature.shape[1]
+        tap_dtypes = (features[0].dtype,) if h else floats
+        linear_dtypes = (weights[0].dtype,) if h else floats
         rows += [
-            (f"features[{h}]", feature, tap_shape, (features[0].dtype,) if h else floats),
-            (f"weights[{h}]", weight, (num_classes, weight.shape[1]), linear_dtype),
+            (f"features[{h}]", feature, (num_images, *feature.shape[1:]), tap_dtypes),
+            (f"weights[{h}]", weight, (num_classes, channels), linear_dtypes),
             (f"biases[{h}]", bias, (num_classes,), (weights[0].dtype,)),
         ]
     for name, tensor, shape, dtypes in rows:
         if tensor.shape != shape or tensor.dtype not in dtypes or tensor.device != target.device:
             raise ValueError(
-                f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}: impl='triton' needs "
-                f"{shape} {' or '.join(map(str, dtypes))} on {target.device}, "
+                f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}: "
+                f"impl='triton' needs {shape} {' or '.join(map(str, dtypes))} on {target.device}, "
                 "one dtype for all features and one for all weights and biases"
             )
 
@@ -232,19 +230,26 @@ def deep_supervision_loss(
     label_smoothing: float = 0.0,
     impl: Impl = "auto",
 ) -> HeadLosses:
-    """Compute the weighted sum over heads of `F.cross_entropy(pool(feature) @ weight.T + bias, target)`.
+    """Sum loss_weight * `F.cross_entropy(pool(map) @ weight.T + bias, target)` over the heads.
 
-    features: H maps (B, C_h, height_h, width_h). Contiguous, channels_last, sliced and expanded maps are read where
-    they lie; a map with holes (a crop) is copied first. weights: H of (K, C_h). biases: H of (K,). target: (B,) int64.
-    loss_weights: (H,) float32 on the device, 1.0 for the main head and alpha for auxiliary ones.
+    features: H maps (B, C_h, height_h, width_h). Contiguous, channels_last, sliced and expanded
+    maps are read where they lie; a map with holes (a crop) is copied first. weights: H of (K, C_h).
+    biases: H of (K,). target: (B,) int64. loss_weights: (H,) float32 on the device, 1.0 for the
+    main head and alpha for auxiliary ones.
 
-    Arithmetic is fp32 whatever the dtypes of features and weights, also under autocast; fp64 features take the
-    reference, which keeps fp64. The same inputs give the same bits. Only `loss` has a gradient. With impl="triton" it is a
-    first-order one: differentiating it again raises, take impl="torch" for that. A target outside 0 ... K - 1 raises
-    ValueError in the reference on a CPU and makes the loss NaN in the kernels, which do not wait for the device to look.
+    Arithmetic is fp32 whatever the dtypes of features and weights, also under autocast; fp64
+    features take the reference, which keeps fp64. The same inputs give the same bits. Only `loss`
+    has a gradient. With impl="triton" it is a first-order one: differentiating it again raises,
+    take impl="torch" for that. A target outside 0 ... K - 1 raises ValueError in the reference on a
+    CPU and makes the loss NaN in the kernels, which do not wait for the device to look.
 
-    Raises ValueError on inputs that do not fit each other, and on impl="triton" where Triton cannot run.
+    Raises ValueError on inputs that do not fit each other, and on impl="triton" where Triton cannot
+    run.
     """
+    if not features:
+        raise ValueError("features is empty: give one map per head")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}: it must lie between 0 and 1")
     if resolve_impl(impl, features[0].device, features[0].dtype) == "torch":
         return deep_supervision_loss_ref(
             features, weights, biases, target, loss_weights, label_smoothing=label_smoothing

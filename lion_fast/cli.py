@@ -50,6 +50,45 @@ class _DoctorArguments:
     """What this machine has, what `auto` picks here and why, and what is missing."""
 
 
+@dataclass
+class _StudyArguments:
+    """Run a grid of runs with several seeds; started again, it runs only what is missing."""
+
+    study: tyro.conf.Positional[str]
+    """quickstart, table1, table2, table6, table7, gradinit, figure1, alpha, warmup, boundary,
+    exits, or a TOML file."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds of every variant. Default: the study's."""
+    jobs: int = 1
+    """Runs at a time. More than 1 finishes sooner, but each run's seconds then say less."""
+    max_steps: int | None = None
+    """Steps to train at most. Default: the study's."""
+    stop_at_target: bool = False
+    """End each run when its target is reached, where the study does not."""
+    device: str | None = None
+    """auto, cpu, cuda, or cuda:N. Default: the study's."""
+    data_dir: Path | None = None
+    """Folder of cifar10 and cifar100."""
+    out: Path = Path("studies")
+    """Folder in which the study's folder is made."""
+    dry_run: bool = False
+    """List the runs and what is done of them, then end."""
+    status: bool = False
+    """Show a table of the runs and the time left, live while any is in progress."""
+    export: Path | None = None
+    """Write the results to summaries.csv and metrics.csv in this folder, then end."""
+
+
+@dataclass
+class _ReportArguments:
+    """Markdown tables and pictures from benchmark results."""
+
+    results: tyro.conf.Positional[tuple[Path, ...]]
+    """JSON files of pytest --benchmark-json and make gpu, from any number of machines."""
+    out: Path = Path("report")
+    """Folder for benchmarks.md and its pictures."""
+
+
 def _train(arguments: Sequence[str]) -> int:
     preset, resume = _peek(arguments, "--preset"), _peek(arguments, "--resume")
     config = PRESETS.get(preset or "", TrainConfig())
@@ -97,9 +136,48 @@ def _doctor(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _study(arguments: Sequence[str]) -> int:
+    parsed = tyro.cli(_StudyArguments, args=arguments, prog="lion-fast study")
+
+    from lion_fast.study.export import export_csv
+    from lion_fast.study.runner import run_study
+    from lion_fast.study.status import status_lines, watch
+    from lion_fast.study.studies import find_study
+
+    study = find_study(parsed.study).override(
+        seeds=parsed.seeds,
+        max_steps=parsed.max_steps,
+        stop_at_target=parsed.stop_at_target or None,
+        device=parsed.device,
+        data_dir=parsed.data_dir,
+    )
+    if parsed.status and sys.stdout.isatty():
+        watch(study, parsed.out)
+    elif parsed.status or parsed.dry_run:
+        print("\n".join(status_lines(study, parsed.out)))
+    elif parsed.export is not None:
+        for path in export_csv(study, parsed.out, parsed.export):
+            print(path)
+    else:
+        return 1 if run_study(study, parsed.out, jobs=parsed.jobs).num_failed else 0
+    return 0
+
+
+def _report(arguments: Sequence[str]) -> int:
+    parsed = tyro.cli(_ReportArguments, args=arguments, prog="lion-fast report")
+
+    from lion_fast.study.bench_report import report_benchmarks
+
+    for path in report_benchmarks(parsed.results, parsed.out):
+        print(path)
+    return 0
+
+
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "train a network; report steps and seconds to the target accuracy"),
     "eval": (_eval, "validation accuracy of every head of a run"),
+    "study": (_study, "run a grid of runs with several seeds, or go on with it"),
+    "report": (_report, "Markdown tables and pictures from benchmark results"),
     "doctor": (_doctor, "what this machine has, and what `auto` picks here and why"),
 }
 
@@ -122,7 +200,10 @@ def _usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code: 0 done, 2 bad input, 130 interrupted."""
+    """Run the command line; return its exit code.
+
+    0 done, 1 a run of a study failed, 2 bad input, 130 interrupted.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())

@@ -1,1 +1,1 @@
-"""Placeholder docstring."""
+"""Studies of convergence in wall-clock time, and reports of them and of the benchmarks."""

@@ -1,0 +1,174 @@
+"""python -m lion_fast.kernels.aot: compile every kernel for sm_70 ... sm_100 with no GPU.
+
+Prints, per case and target, registers a thread, bytes of shared memory a program, bytes spilled a
+thread and tensor-core instructions. Exits with 1 where a case fails to compile or spills. Nothing
+of it says how fast a kernel is.
+
+The machine code's own resource table says what it uses; instructions are counted in the PTX,
+because the nvdisasm that Triton 3.8 brings no longer reads sm_70.
+"""
+
+import argparse
+import json
+import multiprocessing
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+from triton.errors import TritonError
+
+from ._aot_case import AotCase
+from ._heads_aot import AOT_CASES as _HEADS_CASES
+from .augment import AOT_CASES as _AUGMENT_CASES
+
+CASES: list[AotCase] = [*_HEADS_CASES, *_AUGMENT_CASES]
+CAPABILITIES = (70, 75, 80, 90, 100)
+
+_RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
+_TENSOR_CORE = re.compile(r"\b(?:wmma\.mma|mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
+
+
+class Report(NamedTuple):
+    """What one case became on one target. `error` is empty where it compiled."""
+
+    case: str
+    capability: int
+    registers: int = 0
+    shared_bytes: int = 0
+    spilled_bytes: int = 0
+    tensor_core: int = 0
+    error: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the case did not compile, or spills."""
+        return bool(self.error) or self.spilled_bytes > 0
+
+    @property
+    def cell(self) -> str:
+        """The table's cell."""
+        if self.error:
+            return "FAILED"
+        return f"{self.registers}/{self.shared_bytes}/{self.spilled_bytes}/{self.tensor_core}"
+
+
+def compile_case(case: AotCase, capability: int) -> CompiledKernel:
+    """Compile `case` for `sm_<capability>` as Triton's launcher would on such a GPU."""
+    names = case.kernel.arg_names
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for name in case.aligned:
+        position, kind = names.index(name), case.signature[name]
+        paths = (
+            [(position, i) for i in range(len(kind))] if isinstance(kind, tuple) else [(position,)]
+        )
+        attributes |= {path: [["tt.divisibility", 16]] for path in paths}
+    signature = {name: case.signature.get(name, "constexpr") for name in names}
+    return triton.compile(
+        ASTSource(case.kernel, signature, case.constexprs, attributes),
+        target=GPUTarget("cuda", capability, 32),
+        options={
+            "num_warps": case.num_warps,
+            "num_stages": case.num_stages,
+            "enable_fp_fusion": case.fp_fusion,
+        },
+    )
+
+
+def report(case: AotCase, capability: int) -> Report:
+    """Compile `case` for a target and read what it uses there."""
+    try:
+        kernel = compile_case(case, capability)
+    except (TritonError, RuntimeError) as error:
+        return Report(case.name, capability, error=str(error).strip() or type(error).__name__)
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(kernel.asm["cubin"])
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    resources = _RESOURCES.search(listing)
+    assert resources, f"cuobjdump lists no resources: {listing}"
+    registers, stack, local = map(int, resources.groups())
+    tensor_core = len(_TENSOR_CORE.findall(kernel.asm["ptx"]))
+    return Report(
+        case.name, capability, registers, kernel.metadata.shared, stack + local, tensor_core
+    )
+
+
+def _report_at(index: int, capability: int) -> Report:
+    # A worker process finds the kernel by its place: a JITFunction does not pickle.
+    return report(CASES[index], capability)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Compile, print, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lion_fast.kernels.aot", description=__doc__)
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per case and target"
+    )
+    parser.add_argument("--match", default="", help="only cases whose name contains this")
+    parser.add_argument("--workers", type=int, default=2, help="processes that compile")
+    options = parser.parse_args(arguments)
+    if knobs.runtime.interpret:
+        print(
+            "TRITON_INTERPRET is set, and the interpreter compiles nothing: unset it",
+            file=sys.stderr,
+        )
+        return 2
+    jobs = [
+        (index, capability)
+        for index, case in enumerate(CASES)
+        for capability in CAPABILITIES
+        if options.match in case.name and capability >= case.min_capability
+    ]
+    if not jobs:
+        print(f"no case has {options.match!r} in its name", file=sys.stderr)
+        return 2
+    started = time.perf_counter()
+    # Spawned, not forked: importing torch starts threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
+        reports = list(pool.map(_report_at, *zip(*jobs, strict=True)))
+    seconds = time.perf_counter() - started
+
+    if options.json:
+        print("\n".join(json.dumps(r._asdict()) for r in reports))
+    else:
+        print(_table(reports))
+        print(f"{len(reports)} compiled in {seconds:.0f} s with triton {triton.__version__}")
+    failures = [r for r in reports if r.failed]
+    for r in failures:
+        print(
+            f"sm_{r.capability} {r.case}: {r.error or f'spills {r.spilled_bytes} bytes a thread'}",
+            file=sys.stderr,
+        )
+    return 1 if failures else 0
+
+
+def _table(reports: list[Report]) -> str:
+    cells: dict[str, dict[int, str]] = {}
+    for r in reports:
+        cells.setdefault(r.case, {})[r.capability] = r.cell
+    name_width = max(map(len, cells))
+    width = max(len(cell) for row in cells.values() for cell in row.values())
+    head = (
+        "registers/shared bytes/spilled bytes/tensor-core instructions; - where it is not shipped"
+    )
+    lines = [head, " " * name_width + "".join(f"  {f'sm_{c}':>{width}}" for c in CAPABILITIES)]
+    lines += [
+        f"{name:{name_width}}" + "".join(f"  {row.get(c, '-'):>{width}}" for c in CAPABILITIES)
+        for name, row in cells.items()
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Style that all pictures of reports share: legible in print, in grey and to the colour-blind.
+
+What is told apart by colour (Okabe-Ito) is told apart by marker, dash or hatch too, and is named
+where it is drawn rather than in a legend.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+INK = "#333333"
+PALE = "#BBBBBB"
+
+
+Dashes = str | tuple[int, tuple[int, ...]]
+
+
+class Style(NamedTuple):
+    """How one of several things in a picture looks."""
+
+    color: str
+    marker: str
+    dashes: Dashes
+    hatch: str
+
+
+OURS = Style("#0072B2", "o", "-", "")
+RIVAL = Style("#D55E00", "s", "--", "////")
+STYLES = (
+    OURS,
+    RIVAL,
+    Style("#009E73", "^", "-.", "xxxx"),
+    Style("#CC79A7", "v", ":", "\\\\\\\\"),
+    Style("#E69F00", "P", (0, (5, 1, 1, 1, 1, 1)), "ooo"),
+    Style("#56B4E9", "X", (0, (1, 3)), "++"),
+)
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of this size in inches, drawn without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a PNG whose bytes depend on the figure alone; never leave half of one."""
+    unfinished = path.with_suffix(".tmp")
+    figure.savefig(unfinished, format="png", metadata={"Software": None})
+    unfinished.replace(path)
+
+
+def clean(axis: "Axes", title: str = "", grid: Literal["x", "y", "both"] | None = None) -> None:
+    """Take the box away, set the title on the left, and draw pale lines of `grid` (x, y, both)."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_title(title, loc="left", fontsize=10, color=INK)
+    axis.tick_params(colors=INK, labelsize=9)
+    axis.set_axisbelow(True)
+    if grid:
+        axis.grid(axis=grid, color=PALE, linewidth=0.5, alpha=0.7)
+
+
+def bars(
+    axis: "Axes", names: Sequence[str], values: Sequence[float], texts: Sequence[str],
+    styles: Sequence[Style],
+) -> None:  # fmt: skip
+    """Draw horizontal bars from the top down, each with its text at its end."""
+    places = range(len(names))
+    for place, value, text, style in zip(places, values, texts, styles, strict=True):
+        axis.barh(
+            place, value, height=0.72, color=style.color if not style.hatch else "white",
+            edgecolor=style.color, hatch=style.hatch, linewidth=1,
+        )  # fmt: skip
+        axis.annotate(text, (value, place), (4, 0), textcoords="offset points", va="center",
+                      fontsize=9, color=INK)  # fmt: skip
+    axis.set_yticks(places, names)
+    axis.set_ylim(len(names) - 0.4, -0.6)
+    axis.set_xlim(0, 1.18 * max(values))
+    axis.tick_params(axis="y", length=0)
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Return places at least `gap` apart, in the same order, near the wanted ones."""
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    places = list(wanted)
+    for _ in range(100 * len(places)):
+        moved = False
+        for below, above in zip(order, order[1:], strict=False):
+            lack = gap - (places[above] - places[below])
+            if lack > 1e-9 * max(1.0, gap):
+                places[below] -= lack / 2
+                places[above] += lack / 2
+                moved = True
+        if not moved:
+            break
+    return places

@@ -1,0 +1,111 @@
+"""Kernels compile only where the interpreter is off, so these tests run processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lion_fast.kernels.aot import CAPABILITIES, CASES
+
+
+def run_python(*arguments, **environment):
+    inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def check(*options, **environment):
+    return run_python("-m", "lion_fast.kernels.aot", *options, **environment)
+
+
+def test_every_op_lists_cases_in_every_dtype_and_layout():
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names)
+    for op in ("heads pool", "augment_batch"):
+        for dtype in ("fp32", "fp16", "bf16"):
+            for layout in ("contiguous", "channels_last"):
+                assert any(
+                    name.startswith(op) and dtype in name and layout in name for name in names
+                )
+    for num_classes in (10, 100):
+        assert any(f"heads classify 3 taps channels_last K {num_classes} " in n for n in names)
+
+
+def test_pool_kernels_compile_for_every_target_without_spills_or_tensor_cores():
+    finished = check("--json", "--match", "pool 3 taps fp16")
+    assert finished.returncode == 0, finished.stderr
+    rows = [json.loads(line) for line in finished.stdout.splitlines()]
+    assert [row["capability"] for row in rows] == [*CAPABILITIES] * 2
+    for row in rows:
+        assert row["error"] == "" and row["spilled_bytes"] == row["tensor_core"] == 0
+        assert 16 <= row["registers"] <= 128 and 0 < row["shared_bytes"] < 48 * 1024
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_every_target_and_none_spills():
+    finished = check()
+    assert finished.returncode == 0, finished.stderr
+    for case in CASES:
+        (row,) = [line for line in finished.stdout.splitlines() if line.startswith(case.name + " ")]
+        shipped = [c for c in CAPABILITIES if c >= case.min_capability]
+        assert row.count("/0/0") == len(shipped), row
+
+
+BAD_KERNELS = """
+import triton, triton.language as tl
+from lion_fast.kernels._aot_case import AotCase
+from lion_fast.kernels.aot import report
+
+@triton.jit
+def spilling(x, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    kept = tl.load(x + i)
+    tl.store(out + i, kept * tl.sum(kept, 0))
+
+@triton.jit
+def multiplying(x, out, N: tl.constexpr):
+    i = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+    tl.store(out + i, tl.dot(tl.load(x + i), tl.load(x + i)))
+
+@triton.jit
+def broken(x, out, N: tl.constexpr):
+    tl.store(out, no_such_name)
+
+if __name__ == "__main__":
+    for kernel, n in ((spilling, 16384), (multiplying, 64), (broken, 1)):
+        types = {"x": "*fp16" if kernel is multiplying else "*fp32", "out": "*fp32"}
+        result = report(AotCase(kernel.__name__, kernel, types, {"N": n}, num_warps=1), 90)
+        print(result.failed, result.spilled_bytes > 0, result.tensor_core > 0, bool(result.error))
+"""
+
+
+def test_a_spill_a_tensor_core_instruction_and_a_failure_are_seen(tmp_path):
+    script = tmp_path / "bad_kernels.py"
+    script.write_text(BAD_KERNELS)
+    finished = run_python(str(script))
+    assert finished.stdout.splitlines() == [
+        "True True False False",
+        "False False True False",
+        "True False False True",
+    ], finished.stderr
+
+
+def test_the_exit_code_is_one_where_a_case_fails():
+    broken_assembler = {"PTXAS_OPTIONS": "--no-such-option", "TRITON_ALWAYS_COMPILE": "1"}
+    finished = check("--match", "augment_batch fp32 contiguous", **broken_assembler)
+    assert finished.returncode == 1
+    assert finished.stdout.splitlines()[-2].split()[-1] == "FAILED"
+    assert "sm_70 augment_batch fp32 contiguous: " in finished.stderr
+
+
+def test_what_cannot_be_checked_is_refused_with_a_reason():
+    interpreted = check(TRITON_INTERPRET="1")
+    assert interpreted.returncode == 2 and "unset it" in interpreted.stderr
+    unmatched = check("--match", "no such case")
+    assert unmatched.returncode == 2 and "'no such case'" in unmatched.stderr
