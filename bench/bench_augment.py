@@ -45,6 +45,8 @@ def make_function(
     if impl == "torchvision":
         mean, std = (torch.tensor(v, device=device) for v in (image_set.mean, image_set.std))
         return partial(torchvision_batch, mean=mean, std=std, out_dtype=dtype)
+    if impl == "compile":
+        torch.compiler.reset()  # every setting is compiled afresh, below the recompilation limit
     functions: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
         "triton": partial(augment_batch, impl="triton"),
         "torch": augment_batch_ref,
