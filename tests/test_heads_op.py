@@ -136,11 +136,11 @@ def test_tap_gradients_are_expanded_not_materialised():
 @pytest.mark.parametrize(
     "frozen",
     [
-        {"features"},
-        {"weights", "biases"},
-        {"weights"},
-        {"biases"},
-        {"features", "weights"},
+        ("features",),
+        ("weights", "biases"),
+        ("weights",),
+        ("biases",),
+        ("features", "weights"),
     ],
     ids=" and ".join,
 )
