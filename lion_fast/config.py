@@ -35,6 +35,11 @@ class TrainConfig:
     skip_corrupt: bool = False
     """Count unreadable images of a folder data set and go on, instead of stopping at the first."""
 
+    num_classes: int | None = None
+    """Keep this many classes, the first ones. Default: all."""
+    train_fraction: float = 1.0
+    """Share of each class's training images to keep, the first ones; the test split stays."""
+
     arch: Arch = "densenet_ds"
     """Network with auxiliary heads on intermediate layers."""
     placement: Placement = "side_tap"
@@ -126,6 +131,8 @@ class TrainConfig:
             raise UserError(
                 f"target_accuracy is {self.target_accuracy}: give a fraction in (0, 1], like 0.7"
             )
+        if not 0 < self.train_fraction <= 1:
+            raise UserError(f"train_fraction is {self.train_fraction}: give a fraction in (0, 1]")
         if self.label_smoothing >= 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}: it must be below 1")
         if self.lr == 0:
@@ -166,6 +173,7 @@ class TrainConfig:
 
 _LEAST: dict[str, float] = {
     "image_size": 8,
+    "num_classes": 2,
     "growth_rate": 1,
     "block_layers": 1,
     "base_width": 1,

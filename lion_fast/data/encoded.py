@@ -76,6 +76,11 @@ def open_data(config: TrainConfig, loader: str) -> ImageSet | EncodedSet:
     path = Path(config.dataset).expanduser()
     if loader != "dali" or config.dataset in BUILT_IN or not path.is_dir():
         return load_image_set(config)
+    if config.num_classes is not None or config.train_fraction < 1:
+        raise UserError(
+            f"num_classes and train_fraction choose among images in memory, and {path} stays on"
+            " disk with loader dali: take --loader resident"
+        )
     listing = list_image_folder(path)
     if len(listing.class_names) < 2:
         raise UserError(

@@ -14,6 +14,7 @@ from lion_fast.data.arrays import LabelledArrays
 from lion_fast.data.cifar import read_cifar
 from lion_fast.data.folder import read_image_folder
 from lion_fast.data.npz import read_npz
+from lion_fast.data.subset import take_subset
 from lion_fast.errors import UserError
 
 DEFAULT_DATA_DIR = Path("~/.cache/lion-fast")
@@ -92,6 +93,7 @@ def load_image_set(config: TrainConfig) -> ImageSet:
         arrays = read_image_folder(path, config.image_size, config.skip_corrupt)
     else:
         arrays = read_npz(path)
+    arrays = take_subset(arrays, dataset, config.num_classes, config.train_fraction)
     _check_trainable(arrays, dataset)
     train_images = torch.from_numpy(arrays.train_images)
     mean, std = channel_statistics(train_images)
