@@ -56,7 +56,7 @@ class _StudyArguments:
 
     study: tyro.conf.Positional[str]
     """quickstart, table1, table2, table6, table7, gradinit, figure1, alpha, warmup, boundary,
-    exits, or a TOML file."""
+    sensitivity, exits, or a TOML file."""
     seeds: tuple[int, ...] | None = None
     """Seeds of every variant. Default: the study's."""
     jobs: int = 1

@@ -1,0 +1,66 @@
+"""A study as CSV: one file of summaries, one of every step's metrics."""
+
+import csv
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lion_fast.errors import UserError
+from lion_fast.study.grid import Study
+from lion_fast.study.store import Store
+
+
+def export_csv(study: Study, out: Path, folder: Path) -> list[Path]:
+    """Write summaries.csv and metrics.csv of the finished and failed runs; return their paths.
+
+    In metrics.csv validations (`val_` columns) and gradient probes stand in the row of their step.
+    """
+    with Store.open(study.folder(out)) as store:
+        store.check_runs_of(study)
+        summaries, metrics = [], []
+        for cell, stored in store.of(study):
+            if stored is None or not (stored.summary or stored.error):
+                continue
+            named = {"key": cell.key, **cell.variant, "seed": cell.config.seed}
+            summaries.append(named | {"error": stored.error} | _flat(stored.summary or {}))
+            metrics += [named | row for row in _steps(store, stored.id)]
+    paths = [folder / "summaries.csv", folder / "metrics.csv"]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, rows in zip(paths, (summaries, metrics), strict=True):
+            _write(path, rows)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from None
+    return paths
+
+
+def _flat(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a summary without its config and folder, with nested entries as columns."""
+    flat: dict[str, Any] = {}
+    for name, value in summary.items():
+        if name == "val_accuracy_per_head":
+            flat |= {f"val_accuracy_head{head}": accuracy for head, accuracy in enumerate(value)}
+        elif name in ("resolved", "environment"):
+            flat |= value
+        elif name not in ("run", "config"):
+            flat[name] = value
+    return flat
+
+
+def _steps(store: Store, cell_id: int) -> Iterable[dict[str, Any]]:
+    """Return one row per step of a run: metrics, validation and probes side by side."""
+    steps: dict[Any, dict[str, Any]] = {}
+    for name, prefix in (("metrics", ""), ("validation", "val_"), ("probes", "")):
+        columns, rows = store.table(name, cell_id)
+        for step, *values in rows:
+            named = {f"{prefix}{c}": v for c, v in zip(columns[1:], values, strict=True)}
+            steps.setdefault(step, {"step": step}).update(named)
+    return steps.values()
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    columns = dict.fromkeys(name for row in rows for name in row)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)

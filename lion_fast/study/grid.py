@@ -1,0 +1,211 @@
+"""A study: named variants of one TrainConfig times seeds, in Python or in a small TOML file."""
+
+import difflib
+import hashlib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from lion_fast.config import PRESETS, TrainConfig
+from lion_fast.errors import UserError
+
+Variant = Mapping[str, Any]
+"""Config fields and their values: what tells one row of a study's table from another."""
+
+PAPER_SEEDS = (42, 123, 456)
+# Where things lie, how often they are saved and what is shown: no number of a run depends on it.
+_FREE = frozenset({"data_dir", "out", "checkpoint_every", "log_every", "tensorboard"})
+_FIELDS = {field.name: field for field in fields(TrainConfig)}
+_TOML_KEYS = ("name", "title", "preset", "seeds", "baseline", "base", "axes", "cells")
+
+
+def grid(**axes: Iterable[Any]) -> tuple[Variant, ...]:
+    """Return the product of the axes as variants, the first axis varying slowest."""
+    return tuple(
+        dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
+    )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study."""
+
+    variant: Variant
+    config: TrainConfig
+
+    @property
+    def key(self) -> str:
+        """Hash of every field that decides the run's numbers.
+
+        Fields at their default do not enter, so a new field changes no key.
+        """
+        default = course(type(self.config)())
+        told = {
+            name: value for name, value in course(self.config).items() if value != default[name]
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """The variant in words; see `variant_label`."""
+        return variant_label(self.variant)
+
+
+def variant_label(variant: Variant) -> str:
+    """Return names bare and numbers with their field: `cifar10 lion_dg aux_weight=0.1`."""
+    words = (
+        Path(value).stem
+        if name == "dataset"
+        else value
+        if isinstance(value, str)
+        else f"{name}={value}"
+        for name, value in variant.items()
+    )
+    return " ".join(words)
+
+
+def course(config: TrainConfig) -> dict[str, Any]:
+    """Return the fields that decide a run's numbers, its seconds included, JSON-ready."""
+    return {name: value for name, value in config.to_dict().items() if name not in _FREE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Every variant of `base` with every seed."""
+
+    name: str
+    title: str
+    base: TrainConfig
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...] = PAPER_SEEDS
+    baseline: Variant = field(default_factory=lambda: {"init": "he"})
+    """Fields that turn a variant into the one that it is compared with."""
+    part_of: str | None = None
+    """Study whose runs include this one's: they share its store, so no run is done twice."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError on a bad name, an unknown field, a value that cannot be meant."""
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
+            raise UserError(
+                f"study name is {self.name!r}: take letters, digits, '.', '_' and '-' only"
+            )
+        for variant in (*self.variants, self.baseline):
+            for name in variant:
+                if name == "seed" or name in _FREE:
+                    raise UserError(f"study {self.name}: {name} cannot vary from cell to cell")
+                _known_field(name, f"study {self.name}")
+        if not self.seeds or not self.variants:
+            raise UserError(f"study {self.name} has no runs: give seeds and at least one axis")
+        cells = self.cells()
+        if len({cell.key for cell in cells}) < len(cells):
+            raise UserError(f"study {self.name} has the same run twice: drop a cell or a seed")
+
+    def cells(self) -> list[Cell]:
+        """Return every run, all variants of the first seed first."""
+        return [
+            Cell(variant, replace(self.base, **variant, seed=seed))
+            for seed in self.seeds
+            for variant in self.variants
+        ]
+
+    def baseline_of(self, variant: Variant) -> Variant | None:
+        """Return the variant that `variant` is compared with; None where the study has none."""
+        wanted = {**variant, **{k: v for k, v in self.baseline.items() if k in variant}}
+        return wanted if wanted != variant and wanted in self.variants else None
+
+    def folder(self, out: Path) -> Path:
+        """Return the folder of the store and of the run folders."""
+        return out / (self.part_of or self.name)
+
+    def override(self, *, seeds: tuple[int, ...] | None = None, **values: Any) -> "Study":
+        """Return the study with other seeds and other values of `base`; None leaves as it is.
+
+        A field that the variants set keeps their values.
+        """
+        told = {name: value for name, value in values.items() if value is not None}
+        return replace(self, base=replace(self.base, **told), seeds=seeds or self.seeds)
+
+
+def load_study(path: Path) -> Study:
+    """Read a study from TOML: preset, seeds, baseline, and the tables base, axes and [[cells]].
+
+    `axes` maps fields to lists and spans a grid; each of `cells` adds one variant. Raises UserError
+    on what is no TOML, on an unknown key or field (with a suggestion) and on a wrong type.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the study {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    for key in values:
+        if key not in _TOML_KEYS:
+            raise UserError(f"{path}: unknown key {key!r}: {suggestion(key, _TOML_KEYS)}")
+    preset = values.get("preset")
+    if preset is not None and preset not in PRESETS:
+        raise UserError(f"{path}: preset is {preset!r}: {suggestion(str(preset), PRESETS)}")
+    axes = _table(values, "axes", path)
+    for name, points in axes.items():
+        if not isinstance(points, list) or not points:
+            raise UserError(f"{path}: axis {name} is {points!r}: give a list of values")
+    variants = grid(**{name: [_typed(name, v, path) for v in vs] for name, vs in axes.items()})
+    cells = values.get("cells", [])
+    if not isinstance(cells, list) or not all(isinstance(cell, dict) for cell in cells):
+        raise UserError(f"{path}: cells is {cells!r}: write each as a table [[cells]]")
+    seeds = values.get("seeds", list(PAPER_SEEDS))
+    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+        raise UserError(f"{path}: seeds is {seeds!r}: give a list of integers")
+    baseline = _table(values, "baseline", path) or {"init": "he"}
+    return Study(
+        name=str(values.get("name", path.stem)),
+        title=str(values.get("title", path.stem)),
+        base=replace(
+            PRESETS[preset] if preset else TrainConfig(),
+            **_typed_table(_table(values, "base", path), path),
+        ),
+        variants=(variants if axes else ()) + tuple(_typed_table(cell, path) for cell in cells),
+        seeds=tuple(seeds),
+        baseline=_typed_table(baseline, path),
+    )
+
+
+def _table(values: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    table = values.get(key, {})
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: {key} is {table!r}: write it as a table [{key}]")
+    return table
+
+
+def _typed_table(values: Variant, path: Path) -> dict[str, Any]:
+    return {name: _typed(name, value, path) for name, value in values.items()}
+
+
+def _typed(name: str, value: Any, path: Path) -> Any:
+    """Return a TOML value as the type of the field `name`; raise UserError where it is another."""
+    _known_field(name, str(path))
+    declared: Any = _FIELDS[name].type
+    types = (str,) if get_origin(declared) is Literal else get_args(declared) or (declared,)
+    if Path in types and isinstance(value, str):
+        return Path(value)
+    if float in types and type(value) is int:
+        return float(value)
+    if type(value) not in types:
+        raise UserError(f"{path}: {name} is {value!r}: it must be {types[0].__name__}")
+    return value
+
+
+def _known_field(name: str, where: str) -> None:
+    if name not in _FIELDS:
+        raise UserError(f"{where}: unknown field {name!r}: {suggestion(name, _FIELDS)}")
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return what `word` was perhaps meant to be, in words that end an error message."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"take one of {', '.join(known)}"

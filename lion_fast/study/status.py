@@ -1,0 +1,164 @@
+"""How far a study is: one row per run, and an estimate of the time left."""
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
+
+from lion_fast.study.grid import Cell, Study
+from lion_fast.study.store import Store, StoredCell
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_REFRESH_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class CellState:
+    """One run of a study at this moment."""
+
+    cell: Cell
+    stored: StoredCell | None
+    state: Literal["missing", "running", "failed", "done"]
+    step: int
+    """Steps that its run folder shows; at most `log_every` behind."""
+
+    def detail(self) -> str:
+        """Return the outcome, the error or the progress in words."""
+        if self.stored is not None and self.stored.summary is not None:
+            return outcome(self.stored.summary)
+        progress = f"step {self.step} of {self.cell.config.max_steps}" if self.step else ""
+        if self.state == "failed" and self.stored is not None and self.stored.error:
+            return self.stored.error.splitlines()[-1]
+        return progress
+
+    def line(self) -> str:
+        """Return the row as text."""
+        text = f"{self.state:7}  {self.cell.label}  seed {self.cell.config.seed}  {self.detail()}"
+        return text.rstrip()
+
+
+def cell_states(study: Study, store: Store | None) -> list[CellState]:
+    """Return the state of every cell of `study`; all are missing where there is no store yet."""
+    if store is None:
+        return [CellState(cell, None, "missing", 0) for cell in study.cells()]
+    return [_state(cell, stored, store) for cell, stored in store.of(study)]
+
+
+def _state(cell: Cell, stored: StoredCell | None, store: Store) -> CellState:
+    if stored is None:
+        return CellState(cell, None, "missing", 0)
+    if stored.summary is not None:
+        return CellState(cell, stored, "done", stored.summary["steps"])
+    step = _last_step(store.folder / "runs" / cell.key)
+    if store.claimed_by(stored.id) is not None:
+        return CellState(cell, stored, "running", step)
+    return CellState(cell, stored, "failed" if stored.error else "missing", step)
+
+
+def _last_step(folder: Path) -> int:
+    """Return the last whole row's step of the newest metrics.csv below `folder`, or 0."""
+    path = max(folder.glob("*/metrics.csv"), default=None)
+    if path is None:
+        return 0
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        rows = file.read().split(b"\n")[1:-1]
+    return int(rows[-1].split(b",")[0]) if rows else 0
+
+
+def seconds_left(states: Sequence[CellState], jobs: int | None = None) -> float | None:
+    """Estimate the seconds until no run is missing; None while none is done.
+
+    A run is taken to last as long as the median of those finished on its data set and network, or
+    of all. `jobs` defaults to the number of runs in progress.
+    """
+    done: dict[tuple[str, str] | None, list[tuple[float, int]]] = {}
+    for state in states:
+        summary = state.stored.summary if state.stored else None
+        if summary is not None:
+            # total_seconds counts only the last stretch of a run that was resumed.
+            seconds = max(summary["total_seconds"], summary["train_seconds"])
+            for kind in (_kind(state), None):
+                done.setdefault(kind, []).append((seconds, summary["steps"]))
+    if not done:
+        return None
+    left = 0.0
+    for state in states:
+        if state.state in ("missing", "running"):
+            seconds, steps = map(median, zip(*done.get(_kind(state), done[None]), strict=True))
+            left += seconds * max(0.0, 1 - state.step / steps)
+    return left / (jobs or max(1, sum(state.state == "running" for state in states)))
+
+
+def _kind(state: CellState) -> tuple[str, str]:
+    return state.cell.config.dataset, state.cell.config.arch
+
+
+def outcome(summary: dict[str, Any]) -> str:
+    """Return a run's result in words."""
+    target = f"{100 * summary['target_accuracy']:g} %"
+    if summary["steps_to_target"] is None:
+        crossing = f"{target} not reached in {summary['steps']} steps"
+    else:
+        seconds = summary["seconds_to_target"]
+        crossing = f"{target} at step {summary['steps_to_target']} ({seconds:.2f} s)"
+    return f"{crossing}  validation {100 * summary['val_accuracy']:.2f} %"
+
+
+def clock(seconds: float) -> str:
+    """Return h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def status_lines(study: Study, out: Path) -> list[str]:
+    """Return every run with its state, and the totals; write nothing."""
+    states = _read_states(study, out)
+    return [*(state.line() for state in states), _total(study, states)]
+
+
+def watch(study: Study, out: Path) -> None:
+    """Show a table of all runs on the terminal, redrawn for as long as one is in progress."""
+    from rich.live import Live
+
+    states = _read_states(study, out)
+    with Live(_table(study, states), auto_refresh=False) as live:
+        while any(state.state == "running" for state in states):
+            time.sleep(_REFRESH_SECONDS)
+            states = _read_states(study, out)
+            live.update(_table(study, states), refresh=True)
+
+
+def _read_states(study: Study, out: Path) -> list[CellState]:
+    folder = study.folder(out)
+    exists = (folder / "study.sqlite").exists()
+    with Store.open(folder) if exists else nullcontext() as store:
+        if store is not None:
+            store.check_runs_of(study)
+        return cell_states(study, store)
+
+
+def _total(study: Study, states: Sequence[CellState]) -> str:
+    counts = {name: 0 for name in ("done", "running", "failed", "missing")}
+    for state in states:
+        counts[state.state] += 1
+    left = seconds_left(states)
+    eta = "" if left is None or counts["done"] == len(states) else f"; about {clock(left)} left"
+    parts = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+    return f"{study.name}: {len(states)} runs: {parts}{eta}"
+
+
+def _table(study: Study, states: Sequence[CellState]) -> "Table":
+    from rich.table import Table
+
+    table = Table("state", "run", "seed", "", title=study.title, caption=_total(study, states))
+    for state in states:
+        seed = str(state.cell.config.seed)
+        table.add_row(state.state, state.cell.label, seed, state.detail())
+    return table

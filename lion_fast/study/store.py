@@ -1,0 +1,307 @@
+"""The results of a study: one SQLite file, and one lock per run that ends with its process."""
+
+import fcntl
+import json
+import os
+import sqlite3
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lion_fast
+from lion_fast.config import TrainConfig
+from lion_fast.errors import UserError
+from lion_fast.study.grid import Cell, Study, course
+
+_APPLICATION_ID = 0x4C494F4E  # "LION" in the file's header
+_LAYOUT = 1
+_SCHEMA = (
+    "CREATE TABLE study (name TEXT NOT NULL, version TEXT NOT NULL, base TEXT NOT NULL)",
+    """CREATE TABLE cells (
+        id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, config TEXT NOT NULL,
+        summary TEXT, error TEXT)""",
+    *(
+        f"""CREATE TABLE {name} (
+            cell INTEGER NOT NULL REFERENCES cells, step INTEGER NOT NULL,
+            PRIMARY KEY (cell, step)) WITHOUT ROWID"""
+        for name in ("metrics", "validation", "probes")
+    ),
+    f"PRAGMA application_id = {_APPLICATION_ID}",
+    f"PRAGMA user_version = {_LAYOUT}",
+)
+# Byte n of the lock file belongs to cell n, and cells count from 1.
+_MAKING = 0
+# Linux's struct flock: l_type, l_whence, l_start, l_len, l_pid, and padding to whole words.
+_FLOCK = struct.Struct("@hhqqi0q")
+
+
+class Table(NamedTuple):
+    """Rows of numbers; the first column is `step`."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class StoredCell:
+    """One run as the store knows it: missing, failed (error) or done (summary)."""
+
+    id: int
+    key: str
+    config: TrainConfig
+    summary: dict[str, Any] | None
+    """As in the run's summary.json."""
+    error: str | None
+    """Why the last attempt failed; the run is tried again when the study is started again."""
+
+
+class Store:
+    """`study.sqlite` in a study's folder; several processes may have it open.
+
+    Every method raises UserError when the file is locked by another program, damaged or cannot be
+    written; it is then as it was. A process opens one store of a folder at a time: POSIX drops a
+    process's locks on a file as soon as it closes that file once.
+    """
+
+    def __init__(self, folder: Path, *, busy_seconds: float = 30.0) -> None:
+        """Connect to the files of `folder`, making them; `open` and `create` also check them."""
+        self.folder, self.path = folder, folder / "study.sqlite"
+        with self._plain_errors():
+            # Autocommit: `_transaction` alone opens transactions.
+            self._database = sqlite3.connect(self.path, timeout=busy_seconds, isolation_level=None)
+            self._lock_file = os.open(folder / "study.lock", os.O_RDWR | os.O_CREAT, 0o666)
+
+    @classmethod
+    def open(cls, folder: Path, *, busy_seconds: float = 30.0) -> "Store":
+        """Open the store of `folder`, which must exist."""
+        if not (folder / "study.sqlite").exists():
+            raise UserError(f"no study in {folder}: run `lion-fast study` first, or give its --out")
+        with ExitStack() as opened:
+            store = opened.enter_context(cls(folder, busy_seconds=busy_seconds))
+            with store._lock(_MAKING):  # perhaps another process is only just making it
+                store._check_layout()
+            opened.pop_all()
+        return store
+
+    @classmethod
+    def create(cls, study: Study, out: Path, *, busy_seconds: float = 30.0) -> "Store":
+        """Open the store of `study` for runs; make it where there is none; add missing cells.
+
+        Raises UserError when it was written by another version or holds runs of another config.
+        """
+        folder = study.folder(out)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {folder}: {error.strerror}") from None
+        with ExitStack() as opened:
+            store = opened.enter_context(cls(folder, busy_seconds=busy_seconds))
+            with store._plain_errors(), store._lock(_MAKING):
+                if not store._query("SELECT 1 FROM sqlite_master"):
+                    store._make(study)
+            store._check_layout()
+            store.check_runs_of(study)
+            store._add(study.cells())
+            opened.pop_all()
+        return store
+
+    def _make(self, study: Study) -> None:
+        self._query("PRAGMA journal_mode = WAL")
+        row = (study.part_of or study.name, lion_fast.__version__, json.dumps(course(study.base)))
+        with self._transaction():
+            for statement in _SCHEMA:
+                self._query(statement)
+            self._query("INSERT INTO study VALUES (?, ?, ?)", row)
+
+    def _check_layout(self) -> None:
+        with self._plain_errors():
+            application, layout = self._pragma("application_id"), self._pragma("user_version")
+        if application != _APPLICATION_ID:
+            raise UserError(f"{self.path} is not a lion-fast study: it was left as it is")
+        if layout != _LAYOUT:
+            raise UserError(
+                f"{self.path} has layout {layout} and this version of lion-fast reads layout"
+                f" {_LAYOUT}: use the version that wrote it, or another --out"
+            )
+
+    def check_runs_of(self, study: Study) -> None:
+        """Raise UserError with the difference when the store cannot take runs of `study`."""
+        with self._plain_errors():
+            for (damage,) in self._query("PRAGMA quick_check(1)"):
+                if damage != "ok":
+                    raise UserError(self._damaged(damage))
+            ((version, base),) = self._query("SELECT version, base FROM study")
+        if version != lion_fast.__version__:
+            raise UserError(
+                f"{self.path} was written by lion-fast {version} and this is"
+                f" {lion_fast.__version__}: use that version, or another --out"
+            )
+        stored, asked = course(TrainConfig.from_dict(json.loads(base))), course(study.base)
+        changed = [f"{k} {stored[k]} -> {asked[k]}" for k in asked if stored[k] != asked[k]]
+        if changed:
+            raise UserError(
+                f"{self.path} holds runs of another config: {', '.join(changed)};"
+                " give another --out"
+            )
+
+    def cells(self) -> list[StoredCell]:
+        """Return every cell, in the order in which they were added."""
+        with self._plain_errors():
+            rows = self._query("SELECT id, key, config, summary, error FROM cells ORDER BY id")
+        return [
+            StoredCell(
+                id=id,
+                key=key,
+                config=TrainConfig.from_dict(json.loads(config)),
+                summary=json.loads(summary) if summary else None,
+                error=error,
+            )
+            for id, key, config, summary, error in rows
+        ]
+
+    def of(self, study: Study) -> list[tuple[Cell, StoredCell | None]]:
+        """Return the cells of `study`, each with what is stored of it; None where nothing is."""
+        stored = {cell.key: cell for cell in self.cells()}
+        return [(cell, stored.get(cell.key)) for cell in study.cells()]
+
+    def table(self, name: str, cell_id: int) -> Table:
+        """Return a run's `metrics`, `validation` or `probes` by step.
+
+        Columns are those of the CSV files in its run folder, and those of other runs with more
+        heads, which hold None.
+        """
+        with self._plain_errors():
+            columns = [row[1] for row in self._query(f"PRAGMA table_info({name})")][1:]
+            names = ", ".join(f'"{column}"' for column in columns)
+            rows = self._query(
+                f"SELECT {names} FROM {name} WHERE cell = ? ORDER BY step", (cell_id,)
+            )
+        return Table(columns, rows)
+
+    @contextmanager
+    def claim(self, cell_id: int) -> Iterator[bool]:
+        """Hold the right to run a cell; yield False where another process has it or it is done.
+
+        The right ends with the block, or with the process, however it ends.
+        """
+        with self._lock(cell_id, wait=False) as held:
+            with self._plain_errors():
+                done = self._query(
+                    "SELECT 1 FROM cells WHERE id = ? AND summary IS NOT NULL", (cell_id,)
+                )
+            yield held and not done
+
+    def claimed_by(self, cell_id: int) -> int | None:
+        """Return the id of the other process that runs a cell now; None where there is none."""
+        wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, cell_id, 1, 0)
+        kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(self._lock_file, fcntl.F_GETLK, wanted))
+        return None if kind == fcntl.F_UNLCK else pid
+
+    def finish(self, cell_id: int, summary: dict[str, Any], tables: dict[str, Table]) -> None:
+        """Record a finished run in one transaction."""
+        with self._plain_errors(), self._transaction():
+            self._query(
+                "UPDATE cells SET summary = ?, error = NULL WHERE id = ?",
+                (json.dumps(summary), cell_id),
+            )
+            for name, table in tables.items():
+                self._insert(name, cell_id, table)
+
+    def fail(self, cell_id: int, error: str) -> None:
+        """Record why an attempt failed; a finished run stays as it is."""
+        with self._plain_errors(), self._transaction():
+            self._query(
+                "UPDATE cells SET error = ? WHERE id = ? AND summary IS NULL", (error, cell_id)
+            )
+
+    def close(self) -> None:
+        """Close the files; locks held by this process end."""
+        self._database.close()
+        os.close(self._lock_file)
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _add(self, cells: Iterable[Cell]) -> None:
+        with self._plain_errors(), self._transaction():
+            for cell in cells:
+                self._query(
+                    "INSERT OR IGNORE INTO cells (key, config) VALUES (?, ?)",
+                    (cell.key, json.dumps(cell.config.to_dict())),
+                )
+
+    def _insert(self, name: str, cell_id: int, table: Table) -> None:
+        present = {row[1] for row in self._query(f"PRAGMA table_info({name})")}
+        for column in table.columns:
+            if column not in present:
+                self._query(f'ALTER TABLE {name} ADD COLUMN "{column}" REAL')
+        columns = ", ".join(f'"{column}"' for column in ("cell", *table.columns))
+        places = ", ".join("?" * (1 + len(table.columns)))
+        self._query(f"DELETE FROM {name} WHERE cell = ?", (cell_id,))
+        self._database.executemany(
+            f"INSERT INTO {name} ({columns}) VALUES ({places})",
+            ((cell_id, *row) for row in table.rows),
+        )
+
+    def _query(self, statement: str, values: Sequence[Any] = ()) -> list[tuple]:
+        return self._database.execute(statement, values).fetchall()
+
+    def _pragma(self, name: str) -> int:
+        return self._query(f"PRAGMA {name}")[0][0]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._query("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._query("COMMIT")
+        finally:
+            if self._database.in_transaction:
+                self._query("ROLLBACK")
+
+    @contextmanager
+    def _lock(self, byte: int, *, wait: bool = True) -> Iterator[bool]:
+        """Lock one byte of the lock file; yield False where another process has it."""
+        flags = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+        with self._plain_errors():
+            try:
+                fcntl.lockf(self._lock_file, flags, 1, byte)
+                held = True
+            except (BlockingIOError, PermissionError):
+                held = False
+        try:
+            yield held
+        finally:
+            if held:
+                fcntl.lockf(self._lock_file, fcntl.LOCK_UN, 1, byte)
+
+    @contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        """Turn what the user can mend into UserError."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            name = getattr(error, "sqlite_errorname", "")
+            if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+                text = f"another program has locked {self.path}: close it and start again"
+            elif name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+                text = self._damaged(str(error))
+            elif name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_READ")):
+                text = f"cannot use {self.path}: {error}: see to its disk and start again"
+            else:
+                raise
+            raise UserError(text) from None
+        except OSError as error:
+            raise UserError(f"cannot use {self.path}: {error.strerror}") from None
+
+    def _damaged(self, detail: str) -> str:
+        return (
+            f"{self.path} is damaged ({detail}) and was left as it is: move {self.folder} away and"
+            " start again"
+        )

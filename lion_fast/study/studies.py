@@ -1,0 +1,113 @@
+"""The named studies: the paper's tables and figure, and checks that the paper leaves open."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from lion_fast.config import PRESETS
+from lion_fast.errors import UserError
+from lion_fast.study.grid import Study, grid, load_study, suggestion
+
+_PAPER = PRESETS["paper"]
+_DATASETS = ("cifar10", "cifar100")
+_ARCHS = ("densenet_ds", "resnet_ds")
+_HE_LION = ("he", "lion_dg")
+_TABLE_1_INITS = (*_HE_LION, "lsuv", "lion_lsuv")
+
+STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (
+        Study(
+            name="quickstart",
+            title="He-init against LION-DG on 16x16 digits, to 95 % training accuracy",
+            base=PRESETS["quickstart"],
+            variants=grid(init=_HE_LION),
+        ),
+        Study(
+            name="table1",
+            title="Table 1: two data sets, two architectures, four initialisations",
+            base=_PAPER,
+            variants=grid(dataset=_DATASETS, arch=_ARCHS, init=_TABLE_1_INITS),
+        ),
+        Study(
+            name="table2",
+            title="Table 2: concatenative against additive architecture",
+            base=_PAPER,
+            variants=grid(dataset=_DATASETS, arch=_ARCHS, init=_HE_LION),
+            part_of="table1",
+        ),
+        Study(
+            name="table6",
+            title="Table 6: DenseNet-DS on CIFAR-10, seed by seed",
+            base=_PAPER,
+            variants=grid(dataset=("cifar10",), arch=("densenet_ds",), init=_TABLE_1_INITS),
+            part_of="table1",
+        ),
+        Study(
+            name="table7",
+            title="Table 7: Fixup and ReZero on DenseNet-DS",
+            base=_PAPER,
+            variants=grid(init=("he", "fixup", "rezero")),
+        ),
+        Study(
+            name="gradinit",
+            title="Section 5.4: GradInit against He-init on DenseNet-DS",
+            base=_PAPER,
+            variants=grid(init=("he", "gradinit")),
+        ),
+        Study(
+            name="figure1",
+            title="Figure 1: gradient ratio and head norms, first 100 steps and whole run",
+            base=_PAPER,
+            # A probe costs about two steps, so the whole run is probed less often.
+            variants=grid(init=_HE_LION, gradient_ratio_every=(1,), max_steps=(100,))
+            + grid(init=_HE_LION, gradient_ratio_every=(20,)),
+        ),
+        Study(
+            name="alpha",
+            title="Auxiliary weight 0.1, 0.3, 0.5: is LION-DG less sensitive?",
+            base=_PAPER,
+            variants=grid(aux_weight=(0.1, 0.3, 0.5), init=_HE_LION),
+        ),
+        Study(
+            name="warmup",
+            title="Corollary 1: explicit linear ramp of the auxiliary weight against LION-DG",
+            base=_PAPER,
+            variants=grid(init=_HE_LION, aux_warmup_steps=(0,))
+            + grid(init=("he",), aux_warmup_steps=(100, 300, 1000)),
+            baseline={"init": "he", "aux_warmup_steps": 0},
+        ),
+        Study(
+            name="boundary",
+            title="Theorem 1: auxiliary weights beside or inside the residual path of ResNet-DS",
+            base=replace(_PAPER, arch="resnet_ds"),
+            variants=grid(placement=("side_tap", "residual"), init=_HE_LION),
+        ),
+        Study(
+            name="sensitivity",
+            title="CIFAR-100 with fewer classes and images: where does the speedup vanish?",
+            base=replace(_PAPER, dataset="cifar100"),
+            variants=grid(
+                num_classes=(10, 20, 50, 100), train_fraction=(0.1, 0.25, 0.5, 1.0), init=_HE_LION
+            ),
+        ),
+        Study(
+            name="exits",
+            title="Accuracy of every head as an early exit",
+            base=_PAPER,
+            variants=grid(dataset=_DATASETS, arch=_ARCHS, init=_HE_LION),
+            part_of="table1",
+        ),
+    )
+}
+
+
+def find_study(name: str) -> Study:
+    """Return the named study, or read the TOML file `name`; raise UserError on neither."""
+    if name in STUDIES:
+        return STUDIES[name]
+    if name.endswith(".toml"):
+        study = load_study(Path(name))
+        if study.name in STUDIES:
+            raise UserError(f"{name}: {study.name} is a built-in study: give another name")
+        return study
+    raise UserError(f"unknown study {name!r}: {suggestion(name, STUDIES)}, or give a .toml file")

@@ -1,0 +1,159 @@
+import dataclasses
+
+import pytest
+
+from lion_fast.config import PRESETS, TrainConfig
+from lion_fast.errors import UserError
+from lion_fast.study.grid import Cell, Study, grid, load_study
+from lion_fast.study.studies import STUDIES, find_study
+
+
+def small(**changes):
+    values = {"name": "small", "title": "t", "base": TrainConfig(), "variants": grid(init=("he",))}
+    return Study(**values | changes)
+
+
+def test_a_grid_is_the_product_of_its_axes():
+    assert grid(init=("he", "lsuv"), lr=(1.0, 2.0)) == (
+        {"init": "he", "lr": 1.0},
+        {"init": "he", "lr": 2.0},
+        {"init": "lsuv", "lr": 1.0},
+        {"init": "lsuv", "lr": 2.0},
+    )
+
+
+def test_every_variant_of_one_seed_comes_before_the_next_seed():
+    study = small(variants=grid(init=("he", "lion_dg")), seeds=(7, 8))
+    runs = [(cell.config.seed, cell.config.init) for cell in study.cells()]
+    assert runs == [(7, "he"), (7, "lion_dg"), (8, "he"), (8, "lion_dg")]
+
+
+def test_table_1_has_48_runs():
+    assert len(STUDIES["table1"].cells()) == 48
+
+
+@pytest.mark.parametrize("name", [s.name for s in STUDIES.values() if s.part_of])
+def test_a_study_that_is_part_of_another_needs_no_run_of_its_own(name, tmp_path):
+    part, whole = STUDIES[name], STUDIES[STUDIES[name].part_of]
+    assert {cell.key for cell in part.cells()} <= {cell.key for cell in whole.cells()}
+    assert part.base == whole.base
+    assert part.folder(tmp_path) == whole.folder(tmp_path)
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_every_variant_of_a_named_study_is_compared_or_a_baseline(study):
+    compared = [study.baseline_of(variant) for variant in study.variants]
+    for variant, baseline in zip(study.variants, compared, strict=True):
+        assert baseline in study.variants or variant in compared
+
+
+def test_a_key_depends_on_what_decides_the_numbers_and_on_nothing_else(tmp_path):
+    def key(**changes):
+        return Cell({}, TrainConfig(**changes)).key
+
+    assert key() == key(out=tmp_path, data_dir=tmp_path, log_every=1, checkpoint_every=1)
+    others = [key(lr=0.5), key(max_steps=9), key(seed=1), key(device="cpu"), key(init="he")]
+    assert len({key(), *others}) == 6
+
+
+def test_a_key_survives_a_new_config_field():
+    """Runs recorded before the field existed are those with its default."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Newer(TrainConfig):
+        new_field: float = 1.0
+
+    assert Cell({}, Newer(lr=0.5)).key == Cell({}, TrainConfig(lr=0.5)).key
+
+
+def test_overrides_change_the_base_and_leave_what_the_variants_say():
+    study = small(variants=grid(init=("he",), max_steps=(100,)), seeds=(1, 2))
+    changed = study.override(seeds=(5,), max_steps=7, device="cpu", data_dir=None)
+    (cell,) = changed.cells()
+    assert (cell.config.seed, cell.config.max_steps, cell.config.device) == (5, 100, "cpu")
+    assert study.override(seeds=None) == study
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"variants": ({"inti": "he"},)}, "unknown field 'inti': did you mean init?"),
+        ({"variants": ({"init": "she"},)}, "init is 'she'"),
+        ({"variants": ({"seed": 3},)}, "seed cannot vary"),
+        ({"variants": ({"out": "x"},)}, "out cannot vary"),
+        ({"variants": ()}, "has no runs"),
+        ({"seeds": ()}, "has no runs"),
+        ({"seeds": (1, 1)}, "the same run twice"),
+        ({"variants": ({"lr": 0.01}, {})}, "the same run twice"),
+        ({"name": "../up"}, "study name is '../up'"),
+    ],
+)
+def test_a_study_that_cannot_be_meant_is_refused(changes, words):
+    with pytest.raises(UserError, match=words.replace("?", r"\?").replace(".", r"\.")):
+        small(**changes)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_toml_file_spans_a_grid_and_adds_cells(tmp_path):
+    text = """
+    title = "Mine"
+    preset = "paper"
+    seeds = [1, 2]
+    baseline = {init = "he", lr = 1}
+    base = {weight_decay = 0, data_dir = "data"}
+    axes = {init = ["he", "lion_dg"], lr = [1, 0.5]}
+    [[cells]]
+    init = "lsuv"
+    """
+    study = load_study(write(tmp_path, text))
+    assert (study.name, study.title, study.seeds) == ("mine", "Mine", (1, 2))
+    assert study.base == dataclasses.replace(
+        PRESETS["paper"], weight_decay=0.0, data_dir=study.base.data_dir
+    )
+    assert study.base.data_dir.name == "data"
+    assert study.variants == (*grid(init=("he", "lion_dg"), lr=(1.0, 0.5)), {"init": "lsuv"})
+    # An integer would be another key than the same number as a fraction.
+    assert isinstance(study.variants[0]["lr"], float)
+    assert study.baseline_of({"init": "lion_dg", "lr": 0.5}) == {"init": "he", "lr": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("seeds = [", "mine.toml is not valid TOML"),
+        ("seed = [1]", "unknown key 'seed': did you mean seeds?"),
+        ("[axes]\nlrr = [1]", "unknown field 'lrr': did you mean lr?"),
+        ("[base]\nlr = 'fast'", "lr is 'fast': it must be float"),
+        ("[base]\nstop_at_target = 1", "stop_at_target is 1: it must be bool"),
+        ("[base]\nmax_steps = 1.5", "max_steps is 1.5: it must be int"),
+        ("[base]\nmax_steps = true", "max_steps is True: it must be int"),
+        ("[axes]\nlr = 0.1", "axis lr is 0.1: give a list"),
+        ("axes = 3", "axes is 3: write it as a table"),
+        ("cells = 3", "cells is 3: write each as a table"),
+        ("seeds = ['a']", "seeds is ['a']: give a list of integers"),
+        ("preset = 'papers'", "preset is 'papers': did you mean paper?"),
+        ("seeds = [1]", "has no runs"),
+    ],
+)
+def test_a_toml_file_with_a_mistake_is_refused_with_one_line(tmp_path, text, words):
+    with pytest.raises(UserError) as caught:
+        load_study(write(tmp_path, text))
+    assert words in str(caught.value)
+
+
+def test_an_unknown_study_gets_a_suggestion(tmp_path):
+    with pytest.raises(UserError, match="unknown study 'tabel1': did you mean table1?"):
+        find_study("tabel1")
+    with pytest.raises(UserError, match="cannot read the study"):
+        find_study(str(tmp_path / "absent.toml"))
+
+
+def test_a_toml_file_cannot_take_the_name_of_a_named_study(tmp_path):
+    path = write(tmp_path, "name = 'table1'\naxes = {init = ['he']}")
+    with pytest.raises(UserError, match="table1 is a built-in study"):
+        find_study(str(path))
