@@ -64,7 +64,7 @@ def step_bars(rows: Sequence[Row]) -> list[Bar]:
     for row in rows:
         for name, time in (row.median_seconds_of or {row.impl: row.median}).items():
             if name == row.impl:
-                name = " ".join([name, *_varying(row, rows, ("mode", "dtype", "arch"))])
+                name = " ".join([name, *_varying(row, rows, ("loader", "dtype", "arch"))])
             elif name in impls:
                 continue
             found.setdefault(name, Bar(name, time, row.is_ours(name.split()[0])))
