@@ -34,7 +34,8 @@ class TrainStep:
             resolved.engine == "graph" and config.graph_compile
         )
         if compiled:
-            self.forward = torch.compile(self.forward, fullgraph=True)
+            # A run has one shape; dynamic shapes would only come of other runs in this process.
+            self.forward = torch.compile(self.forward, fullgraph=True, dynamic=False)
         self._warmup_steps = config.aux_warmup_steps
         self._aux_weight = torch.full((), config.aux_weight, device=device)
         self.steps_done = torch.zeros((), device=device)
