@@ -291,11 +291,11 @@ def test_the_test_stage_of_the_gpu_suite_is_reported(tmp_path, capsys):
 def all_pictures():
     """Rows that fill the three pictures."""
     steps = [
-        row("bench_step", 2e-3, "train_step", "graph", mode="train", loader="resident", dtype="bf16"),
-        row("bench_step", 9e-3, "train_step", "eager", mode="train", loader="dali", dtype="bf16"),
-        row("bench_step", 1.0, "train_step", "eager", mode="train", loader="dali", dtype="bf16", shape="B512"),
+        row("bench_step", 2e-3, "train_step", "graph", loader="resident", dtype="bf16"),
+        row("bench_step", 9e-3, "train_step", "eager", loader="dali", dtype="bf16"),
+        row("bench_step", 1.0, "train_step", "eager", loader="dali", dtype="bf16", shape="B512"),
         compared("bench_step", {"graph": 64e-3, "plain": 960e-3, "eager": 2.0}, "train_step",
-                 "graph", [ratio("plain", "graph", 15, 14, 16)], mode="train", loader="resident", dtype="bf16",
+                 "graph", [ratio("plain", "graph", 15, 14, 16)], loader="resident", dtype="bf16",
                  steps_per_call=32),
     ]  # fmt: skip
     costs = [
