@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from runs import results, table
+from run_results import results, table
 
 from lion_fast.cli import main
 from lion_fast.config import TrainConfig
@@ -96,6 +96,7 @@ def test_resuming_with_other_settings_lists_the_differences(run_in, capsys):
     assert "lr 0.01 -> 0.5, seed 42 -> 1" in capsys.readouterr().err
     assert main(["train", "--resume", str(run), "--max-steps", "5"]) == 0
     assert last_json(capsys)["steps"] == 5
+    assert json.loads((run / "config.json").read_text())["max_steps"] == 5
 
 
 def start(arguments):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from runs import table
+from run_results import table
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.encoded import open_data

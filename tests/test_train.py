@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
-from runs import results, table
+from run_results import results, table
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError

@@ -56,7 +56,7 @@ def train(
     console = console or Silent()
     resolved = resolve(config)
     images = open_data(config, resolved.loader)
-    folder = RunFolder(resume) if resume else RunFolder.create(config)
+    folder = RunFolder.reopen(resume, config) if resume else RunFolder.create(config)
     picked = "  ".join(f"{name} {value}" for name, value in resolved.to_dict().items())
     console.say([f"{config.dataset}  {config.arch}  {config.init}  seed {config.seed}", picked])
     try:

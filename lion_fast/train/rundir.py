@@ -40,6 +40,13 @@ class RunFolder:
         return folder
 
     @classmethod
+    def reopen(cls, path: Path, config: TrainConfig) -> "RunFolder":
+        """Return an existing run folder, whose config.json from now on holds `config`."""
+        folder = cls(path)
+        folder.write_json("config.json", config.to_dict())
+        return folder
+
+    @classmethod
     def open(cls, path: Path) -> tuple["RunFolder", TrainConfig]:
         """Return an existing run folder and the config it was started with."""
         try:
