@@ -161,6 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
         if importlib.util.find_spec(module) is None:
             print(f"{sys.executable} lacks {module}: install lion-fast[dev] or give another PYTHON")
             return 2
+    # A shell's background job starts with interrupts ignored, and its children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         if not is_installed():
             make_importable(Path(folder))

@@ -1,6 +1,7 @@
 """Shared set-up: the Triton interpreter where there is no GPU, and poisoned allocations."""
 
 import os
+import signal
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ if not torch.cuda.is_available():
 
 import numpy as np
 import pytest
+
+# A shell's background job starts with Ctrl-C ignored, and so would every process a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
