@@ -93,7 +93,7 @@ def test_resuming_with_other_settings_lists_the_differences(run_in, capsys):
     main(["train", *arguments, "--max-steps", "3"])
     (run,) = out.iterdir()
     assert main(["train", "--resume", str(run), "--lr", "0.5", "--seed", "1"]) == 2
-    assert "lr 0.01 -> 0.5, seed 42 -> 1" in capsys.readouterr().err
+    assert "lr 0.005 -> 0.5, seed 42 -> 1" in capsys.readouterr().err
     assert main(["train", "--resume", str(run), "--max-steps", "5"]) == 0
     assert last_json(capsys)["steps"] == 5
     assert json.loads((run / "config.json").read_text())["max_steps"] == 5

@@ -59,5 +59,5 @@ def test_an_unknown_field_is_named():
 def test_resuming_lists_every_setting_that_differs():
     config = TrainConfig()
     config.check_resumable_as(TrainConfig(max_steps=5000, log_every=1))
-    with pytest.raises(UserError, match="lr 0.01 -> 0.1, seed 42 -> 7"):
+    with pytest.raises(UserError, match="lr 0.005 -> 0.1, seed 42 -> 7"):
         config.check_resumable_as(TrainConfig(lr=0.1, seed=7))

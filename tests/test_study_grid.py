@@ -84,7 +84,7 @@ def test_overrides_change_the_base_and_leave_what_the_variants_say():
         ({"variants": ()}, "has no runs"),
         ({"seeds": ()}, "has no runs"),
         ({"seeds": (1, 1)}, "the same run twice"),
-        ({"variants": ({"lr": 0.01}, {})}, "the same run twice"),
+        ({"variants": ({"lr": TrainConfig().lr}, {})}, "the same run twice"),
         ({"name": "../up"}, "study name is '../up'"),
     ],
 )
