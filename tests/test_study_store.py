@@ -95,7 +95,7 @@ def test_more_seeds_and_variants_join_the_store_and_results_stay(tmp_path, store
 
 def test_another_config_is_refused_with_the_difference(tmp_path, store):
     with pytest.raises(
-        UserError, match=r"another config: lr 0\.01 -> 0\.5, max_steps 5 -> 6; give"
+        UserError, match=r"another config: lr 0\.005 -> 0\.5, max_steps 5 -> 6; give"
     ):
         Store.create(STUDY.override(lr=0.5, max_steps=6), tmp_path)
     Store.create(STUDY.override(data_dir=tmp_path, log_every=3), tmp_path).close()
