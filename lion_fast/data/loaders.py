@@ -1,7 +1,7 @@
 """What every loader is: an executor of a BatchPlan."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,7 +89,15 @@ def make_loader(
     `num_workers` workers (processes) and dali (threads). The loader's module is imported here, so
     that only dali needs DALI.
     """
-    mean, std = image_set.mean, image_set.std
+    common: dict[str, Any] = {
+        "num_steps": num_steps,
+        "mean": image_set.mean,
+        "std": image_set.std,
+        "device": device,
+        "dtype": dtype,
+        "channels_last": channels_last,
+    }
+    pipeline: dict[str, Any] = {"steps_per_run": steps_per_run, "num_threads": num_workers}
     if isinstance(image_set, EncodedSet):
         if name != "dali":
             raise ValueError(f"loader is {name!r}: an encoded folder needs dali")
@@ -99,61 +107,21 @@ def make_loader(
             image_set.listing.train,
             plan,
             image_size=image_set.image_size,
-            num_steps=num_steps,
-            mean=mean,
-            std=std,
-            device=device,
-            dtype=dtype,
-            channels_last=channels_last,
-            steps_per_run=steps_per_run,
-            num_threads=num_workers,
             skip_corrupt=image_set.skip_corrupt,
+            **common,
+            **pipeline,
         )
     images, labels = image_set.train_images, image_set.train_labels
     if name == "resident":
         from lion_fast.data.resident import ResidentLoader
 
-        return ResidentLoader(
-            images,
-            labels,
-            plan,
-            num_steps=num_steps,
-            mean=mean,
-            std=std,
-            device=device,
-            dtype=dtype,
-            channels_last=channels_last,
-            impl=impl,
-        )
+        return ResidentLoader(images, labels, plan, impl=impl, **common)
     if name == "workers":
         from lion_fast.data.workers import WorkersLoader
 
-        return WorkersLoader(
-            images,
-            labels,
-            plan,
-            num_steps=num_steps,
-            mean=mean,
-            std=std,
-            device=device,
-            dtype=dtype,
-            channels_last=channels_last,
-            num_workers=num_workers,
-        )
+        return WorkersLoader(images, labels, plan, num_workers=num_workers, **common)
     if name == "dali":
         from lion_fast.data.dali import DaliLoader
 
-        return DaliLoader(
-            images,
-            labels,
-            plan,
-            num_steps=num_steps,
-            mean=mean,
-            std=std,
-            device=device,
-            dtype=dtype,
-            channels_last=channels_last,
-            steps_per_run=steps_per_run,
-            num_threads=num_workers,
-        )
+        return DaliLoader(images, labels, plan, **common, **pipeline)
     raise ValueError(f"loader is {name!r}: take one of resident, dali, workers")
