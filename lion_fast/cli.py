@@ -13,7 +13,7 @@ from typing import Literal
 
 import tyro
 
-from lion_fast.config import PRESETS, TrainConfig
+from lion_fast.config import PRESETS, Engine, TrainConfig
 from lion_fast.errors import UserError
 
 
@@ -67,6 +67,8 @@ class _StudyArguments:
     """End each run when its target is reached, where the study does not."""
     device: str | None = None
     """auto, cpu, cuda, or cuda:N. Default: the study's."""
+    engine: Engine | None = None
+    """How a step is executed. Default: the study's."""
     data_dir: Path | None = None
     """Folder of cifar10 and cifar100."""
     out: Path = Path("studies")
@@ -149,6 +151,7 @@ def _study(arguments: Sequence[str]) -> int:
         max_steps=parsed.max_steps,
         stop_at_target=parsed.stop_at_target or None,
         device=parsed.device,
+        engine=parsed.engine,
         data_dir=parsed.data_dir,
     )
     if parsed.status and sys.stdout.isatty():
