@@ -32,12 +32,18 @@ def test_table_1_has_48_runs():
     assert len(STUDIES["table1"].cells()) == 48
 
 
-@pytest.mark.parametrize("name", [s.name for s in STUDIES.values() if s.part_of])
-def test_a_study_that_is_part_of_another_needs_no_run_of_its_own(name, tmp_path):
-    part, whole = STUDIES[name], STUDIES[STUDIES[name].part_of]
-    assert {cell.key for cell in part.cells()} <= {cell.key for cell in whole.cells()}
-    assert part.base == whole.base
-    assert part.folder(tmp_path) == whole.folder(tmp_path)
+@pytest.mark.parametrize("name", [s.name for s in STUDIES.values() if s.store_name])
+def test_studies_with_one_store_share_runs_in_it(name, tmp_path):
+    study, owner = STUDIES[name], STUDIES[STUDIES[name].store_name]
+    assert {cell.key for cell in study.cells()} & {cell.key for cell in owner.cells()}
+    assert study.base == owner.base
+    assert study.folder(tmp_path) == owner.folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["table2", "table6", "exits"])
+def test_a_part_of_table_1_needs_no_run_of_its_own(name):
+    whole = {cell.key for cell in STUDIES["table1"].cells()}
+    assert {cell.key for cell in STUDIES[name].cells()} <= whole
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)

@@ -85,8 +85,8 @@ class Study:
     seeds: tuple[int, ...] = PAPER_SEEDS
     baseline: Variant = field(default_factory=lambda: {"init": "he"})
     """Fields that turn a variant into the one that it is compared with."""
-    part_of: str | None = None
-    """Study whose runs include this one's: they share its store, so no run is done twice."""
+    store_name: str | None = None
+    """Study in whose store the runs lie, where it has some of them too: none is done twice."""
 
     def __post_init__(self) -> None:
         """Raise UserError on a bad name, an unknown field, a value that cannot be meant."""
@@ -120,7 +120,7 @@ class Study:
 
     def folder(self, out: Path) -> Path:
         """Return the folder of the store and of the run folders."""
-        return out / (self.part_of or self.name)
+        return out / (self.store_name or self.name)
 
     def override(self, *, seeds: tuple[int, ...] | None = None, **values: Any) -> "Study":
         """Return the study with other seeds and other values of `base`; None leaves as it is.

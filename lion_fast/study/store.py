@@ -110,7 +110,11 @@ class Store:
 
     def _make(self, study: Study) -> None:
         self._query("PRAGMA journal_mode = WAL")
-        row = (study.part_of or study.name, lion_fast.__version__, json.dumps(course(study.base)))
+        row = (
+            study.store_name or study.name,
+            lion_fast.__version__,
+            json.dumps(course(study.base)),
+        )
         with self._transaction():
             for statement in _SCHEMA:
                 self._query(statement)
@@ -133,19 +137,25 @@ class Store:
             for (damage,) in self._query("PRAGMA quick_check(1)"):
                 if damage != "ok":
                     raise UserError(self._damaged(damage))
-            ((version, base),) = self._query("SELECT version, base FROM study")
+            ((version,),) = self._query("SELECT version FROM study")
         if version != lion_fast.__version__:
             raise UserError(
                 f"{self.path} was written by lion-fast {version} and this is"
                 f" {lion_fast.__version__}: use that version, or another --out"
             )
-        stored, asked = course(TrainConfig.from_dict(json.loads(base))), course(study.base)
+        stored, asked = course(self.base()), course(study.base)
         changed = [f"{k} {stored[k]} -> {asked[k]}" for k in asked if stored[k] != asked[k]]
         if changed:
             raise UserError(
                 f"{self.path} holds runs of another config: {', '.join(changed)};"
                 " give another --out"
             )
+
+    def base(self) -> TrainConfig:
+        """Return the config that all runs share; where things lie is not kept in it."""
+        with self._plain_errors():
+            ((base,),) = self._query("SELECT base FROM study")
+        return TrainConfig.from_dict(json.loads(base))
 
     def cells(self) -> list[StoredCell]:
         """Return every cell, in the order in which they were added."""

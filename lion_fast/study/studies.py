@@ -33,26 +33,28 @@ STUDIES: dict[str, Study] = {
             title="Table 2: concatenative against additive architecture",
             base=_PAPER,
             variants=grid(dataset=_DATASETS, arch=_ARCHS, init=_HE_LION),
-            part_of="table1",
+            store_name="table1",
         ),
         Study(
             name="table6",
             title="Table 6: DenseNet-DS on CIFAR-10, seed by seed",
             base=_PAPER,
             variants=grid(dataset=("cifar10",), arch=("densenet_ds",), init=_TABLE_1_INITS),
-            part_of="table1",
+            store_name="table1",
         ),
         Study(
             name="table7",
             title="Table 7: Fixup and ReZero on DenseNet-DS",
             base=_PAPER,
             variants=grid(init=("he", "fixup", "rezero")),
+            store_name="table1",
         ),
         Study(
             name="gradinit",
             title="Section 5.4: GradInit against He-init on DenseNet-DS",
             base=_PAPER,
             variants=grid(init=("he", "gradinit")),
+            store_name="table1",
         ),
         Study(
             name="figure1",
@@ -67,6 +69,7 @@ STUDIES: dict[str, Study] = {
             title="Auxiliary weight 0.1, 0.3, 0.5: is LION-DG less sensitive?",
             base=_PAPER,
             variants=grid(aux_weight=(0.1, 0.3, 0.5), init=_HE_LION),
+            store_name="table1",
         ),
         Study(
             name="warmup",
@@ -75,12 +78,14 @@ STUDIES: dict[str, Study] = {
             variants=grid(init=_HE_LION, aux_warmup_steps=(0,))
             + grid(init=("he",), aux_warmup_steps=(100, 300, 1000)),
             baseline={"init": "he", "aux_warmup_steps": 0},
+            store_name="table1",
         ),
         Study(
             name="boundary",
             title="Theorem 1: auxiliary weights beside or inside the residual path of ResNet-DS",
-            base=replace(_PAPER, arch="resnet_ds"),
-            variants=grid(placement=("side_tap", "residual"), init=_HE_LION),
+            base=_PAPER,
+            variants=grid(arch=("resnet_ds",), placement=("side_tap", "residual"), init=_HE_LION),
+            store_name="table1",
         ),
         Study(
             name="sensitivity",
@@ -95,7 +100,7 @@ STUDIES: dict[str, Study] = {
             title="Accuracy of every head as an early exit",
             base=_PAPER,
             variants=grid(dataset=_DATASETS, arch=_ARCHS, init=_HE_LION),
-            part_of="table1",
+            store_name="table1",
         ),
     )
 }
