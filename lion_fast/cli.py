@@ -83,12 +83,15 @@ class _StudyArguments:
 
 @dataclass
 class _ReportArguments:
-    """Markdown tables and pictures from benchmark results."""
+    """Markdown, HTML and pictures of studies, or of benchmark results."""
 
-    results: tyro.conf.Positional[tuple[Path, ...]]
-    """JSON files of pytest --benchmark-json and make gpu, from any number of machines."""
+    subjects: tyro.conf.Positional[tuple[str, ...]]
+    """Names or TOML files of studies that have run; or JSON files of pytest --benchmark-json and
+    make gpu, from any number of machines."""
     out: Path = Path("report")
-    """Folder for benchmarks.md and its pictures."""
+    """Folder for studies.md, .html, .json or benchmarks.md, and the pictures."""
+    studies: Path = Path("studies")
+    """Folder that holds the studies' folders: --out of lion-fast study."""
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -142,11 +145,15 @@ def _study(arguments: Sequence[str]) -> int:
     parsed = tyro.cli(_StudyArguments, args=arguments, prog="lion-fast study")
 
     from lion_fast.study.export import export_csv
+    from lion_fast.study.results import read_study, study_as_stored
     from lion_fast.study.runner import run_study
     from lion_fast.study.status import status_lines, watch
     from lion_fast.study.studies import find_study
 
-    study = find_study(parsed.study).override(
+    study = find_study(parsed.study)
+    if parsed.status or parsed.export is not None:
+        study = study_as_stored(study, parsed.out)
+    study = study.override(
         seeds=parsed.seeds,
         max_steps=parsed.max_steps,
         stop_at_target=parsed.stop_at_target or None,
@@ -162,16 +169,33 @@ def _study(arguments: Sequence[str]) -> int:
         for path in export_csv(study, parsed.out, parsed.export):
             print(path)
     else:
-        return 1 if run_study(study, parsed.out, jobs=parsed.jobs).num_failed else 0
+        outcome = run_study(study, parsed.out, jobs=parsed.jobs)
+        from lion_fast.study.comparisons import conclusion
+
+        print("\n".join(conclusion(read_study(study, parsed.out))))
+        return 1 if outcome.num_failed else 0
     return 0
 
 
 def _report(arguments: Sequence[str]) -> int:
     parsed = tyro.cli(_ReportArguments, args=arguments, prog="lion-fast report")
+    is_json = {subject.endswith(".json") for subject in parsed.subjects}
+    if len(is_json) == 2:
+        raise UserError("report takes studies or JSON files of benchmarks: not both at once")
+    if is_json == {False}:
+        from lion_fast.study.results import read_study
+        from lion_fast.study.studies import find_study
+        from lion_fast.study.study_report import report_studies
 
-    from lion_fast.study.bench_report import report_benchmarks
+        names = dict.fromkeys(parsed.subjects)
+        written = report_studies(
+            [read_study(find_study(name), parsed.studies) for name in names], parsed.out
+        )
+    else:
+        from lion_fast.study.bench_report import report_benchmarks
 
-    for path in report_benchmarks(parsed.results, parsed.out):
+        written = report_benchmarks(list(map(Path, parsed.subjects)), parsed.out)
+    for path in written:
         print(path)
     return 0
 
@@ -180,7 +204,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "train a network; report steps and seconds to the target accuracy"),
     "eval": (_eval, "validation accuracy of every head of a run"),
     "study": (_study, "run a grid of runs with several seeds, or go on with it"),
-    "report": (_report, "Markdown tables and pictures from benchmark results"),
+    "report": (_report, "tables and pictures of studies, or of benchmark results"),
     "doctor": (_doctor, "what this machine has, and what `auto` picks here and why"),
 }
 

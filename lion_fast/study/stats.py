@@ -7,6 +7,7 @@ from statistics import mean, pstdev, stdev
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 _THRESHOLDS = ((0.2, "negligible"), (0.5, "small"), (0.8, "medium"), (math.inf, "large"))
@@ -194,7 +195,12 @@ class LinearFit(NamedTuple):
     r_squared: float
 
 
-def linear_fit(x: Sequence[float], y: Sequence[float]) -> LinearFit:
+def linear_fit(x: ArrayLike, y: ArrayLike) -> LinearFit:
     """Fit a line, as to a head's weight norm over early steps (the paper's Proposition 2)."""
     line = stats.linregress(x, y)
     return LinearFit(float(line.slope), float(line.intercept), float(line.rvalue**2))
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Return the rank correlation: 1 where y only ever grows with x."""
+    return float(stats.spearmanr(x, y).statistic)

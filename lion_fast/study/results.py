@@ -1,0 +1,127 @@
+"""A study's runs as reports need them: values by seed, curves by step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lion_fast.config import TrainConfig
+from lion_fast.study.grid import Cell, Study, Variant, variant_label
+from lion_fast.study.store import Store, Table
+
+Curves = Mapping[str, NDArray[np.float64]]
+"""A table's columns by name, all of one length; NaN where a row has no value."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run."""
+
+    variant: Variant
+    config: TrainConfig
+    summary: dict[str, Any]
+    """As in the run's summary.json."""
+    metrics: Curves
+    validation: Curves
+    probes: Curves
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """What a store holds of a study, whose base and seeds are those of the store."""
+
+    study: Study
+    runs: tuple[Run, ...]
+    failed: tuple[tuple[Cell, str], ...]
+    """Runs whose last attempt failed, each with its error's last line."""
+    missing: tuple[Cell, ...]
+
+    def of(self, variant: Variant) -> list[Run]:
+        """Return the finished runs of a variant, in the order of the seeds."""
+        return [run for run in self.runs if run.variant == variant]
+
+    def values(self, variant: Variant, name: str) -> dict[int, float | None]:
+        """Return an entry of the summary by seed; None where a run has none."""
+        return {run.config.seed: run.summary[name] for run in self.of(variant)}
+
+    def find(self, **fields: Any) -> list[Run]:
+        """Return the finished runs whose config has these values."""
+        return [run for run in self.runs if _has(run.config, fields)]
+
+    @cached_property
+    def groups(self) -> dict[str, list[Variant]]:
+        """The variants that are compared with one another, under what they have in common."""
+        groups: dict[str, list[Variant]] = {}
+        for variant in self.study.variants:
+            config = replace(self.study.base, **variant)
+            common = {k: v for k, v in variant.items() if k not in self.study.baseline}
+            setting = {"dataset": config.dataset, "arch": config.arch, **common}
+            groups.setdefault(variant_label(setting), []).append(variant)
+        return groups
+
+    def short_label(self, variant: Variant) -> str:
+        """Return what tells a variant from the others of its group."""
+        return variant_label({k: v for k, v in variant.items() if k in self.study.baseline})
+
+
+def _has(config: TrainConfig, fields: Mapping[str, Any]) -> bool:
+    return all(getattr(config, name) == value for name, value in fields.items())
+
+
+def read_study(study: Study, out: Path) -> StudyResults:
+    """Read what the store of `study` below `out` holds of it.
+
+    Raises UserError where there is no store or it cannot be read.
+    """
+    with Store.open(study.folder(out)) as store:
+        study = as_stored(study, store)
+        store.check_runs_of(study)
+        cells = store.of(study)
+        runs = tuple(
+            Run(
+                cell.variant,
+                cell.config,
+                stored.summary,
+                *(_curves(store.table(n, stored.id)) for n in ("metrics", "validation", "probes")),
+            )
+            for cell, stored in cells
+            if stored is not None and stored.summary is not None
+        )
+    failed = tuple((c, s.error) for c, s in cells if s and s.error and s.summary is None)
+    missing = tuple(c for c, s in cells if s is None or (s.summary is None and not s.error))
+    return StudyResults(study, runs, failed, missing)
+
+
+def study_as_stored(study: Study, out: Path) -> Study:
+    """Return `study` as its store below `out` holds it, or as it is where there is no store."""
+    folder = study.folder(out)
+    if not (folder / "study.sqlite").exists():
+        return study
+    with Store.open(folder) as store:
+        return as_stored(study, store)
+
+
+def as_stored(study: Study, store: Store) -> Study:
+    """Return `study` with the base and the seeds of what `store` holds of it.
+
+    Its own seeds stand where the store holds no run of it.
+    """
+    keys, seeds = set(), dict[int, None]()
+    for cell in store.cells():
+        keys.add(cell.key)
+        seeds[cell.config.seed] = None
+    base = store.base()
+    # A store that studies share holds seeds of the others.
+    held = [
+        s for s in seeds if keys & {c.key for c in replace(study, base=base, seeds=(s,)).cells()}
+    ]
+    return replace(study, base=base, seeds=tuple(held) or study.seeds)
+
+
+def _curves(table: Table) -> Curves:
+    rows = np.array(table.rows, dtype=float).reshape(-1, len(table.columns))
+    return dict(zip(table.columns, rows.T, strict=True))
