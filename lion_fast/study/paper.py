@@ -16,7 +16,6 @@ class Published(NamedTuple):
     value: float
     std: float | None
     """Population deviation over its three seeds, where it gives one."""
-    source: str
 
 
 _D10, _R10 = ("cifar10", "densenet_ds"), ("cifar10", "resnet_ds")
@@ -78,7 +77,13 @@ def published_accuracy(config: TrainConfig) -> Published | None:
         return None
     if config.stop_at_target or config.max_steps != PRESETS["paper"].max_steps:
         return None
-    return Published(row[0], row[1], "Table 1")
+    return Published(row[0], row[1])
+
+
+def published_accuracy_by_seed(config: TrainConfig) -> Mapping[int, float] | None:
+    """Return the paper's validation accuracy in % by seed; None where it gives none."""
+    is_of_table_6 = (config.dataset, config.arch) == _D10 and published_accuracy(config)
+    return TABLE_6.get(config.init) if is_of_table_6 else None
 
 
 def published_speedup(config: TrainConfig) -> Published | None:
@@ -86,7 +91,7 @@ def published_speedup(config: TrainConfig) -> Published | None:
     row = TABLE_1.get((config.dataset, config.arch, config.init))
     if row is None or row[2] is None or not _is_papers_setting(config):
         return None
-    return Published(row[2], None, "Table 1")
+    return Published(row[2], None)
 
 
 def published_steps(config: TrainConfig) -> Mapping[int, int] | None:

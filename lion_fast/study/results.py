@@ -29,6 +29,15 @@ class Run:
     validation: Curves
     probes: Curves
 
+    @property
+    def head_norms(self) -> Curves:
+        """Weight norm of each auxiliary head that the network has, over the probed steps."""
+        return {
+            name: norms
+            for name, norms in self.probes.items()
+            if name.endswith("_weight_norm") and not np.isnan(norms).all()
+        }
+
 
 @dataclass(frozen=True)
 class StudyResults:

@@ -130,9 +130,11 @@ def _comparable_accuracy(**fields: object) -> Judge:
             return _untested("no finished runs of it and of its baseline")
         if published_accuracy(row.config) is None:
             return _untested("the runs did not train the paper's 3,000 steps")
-        difference = row.comparison.difference
+        difference, p_value = row.comparison.difference, row.comparison.p_corrected
+        if p_value is None:
+            return _untested(row.comparison.verdict)
         return _verdict(
-            abs(difference) <= _COMPARABLE_POINTS and (row.comparison.p_corrected or 0) >= 0.05,
+            abs(difference) <= _COMPARABLE_POINTS and p_value >= 0.05,
             f"{difference:+.2f} points; {row.comparison.verdict}",
         )
 
@@ -249,8 +251,8 @@ def growth_fits(run: Run, num_steps: int = EARLY_STEPS) -> dict[str, LinearFit]:
     early = steps <= num_steps
     return {
         name: linear_fit(steps[early], values[early])
-        for name, values in run.probes.items()
-        if name.endswith("_weight_norm") and np.count_nonzero(early) > 2
+        for name, values in run.head_norms.items()
+        if np.count_nonzero(early) > 2
     }
 
 

@@ -1,11 +1,11 @@
 """The pictures of a study's report: curves, their distance to the baseline, seeds, gradients."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -59,103 +59,123 @@ def _styles(results: StudyResults) -> dict[str, Style]:
     return {label: order[index % len(order)] for index, label in enumerate(labels)}
 
 
-def _panels(results: StudyResults, wanted: Callable[[Variant], bool]) -> dict[str, list[Variant]]:
-    groups = {
-        title: [variant for variant in variants if wanted(variant)]
-        for title, variants in results.groups.items()
-    }
-    return {title: variants for title, variants in groups.items() if variants}
+class _Line(NamedTuple):
+    """A variant in a panel."""
 
-
-def _axes(num: int, height: float) -> "list[Axes]":
-    """Return `num` panels in one or two columns, or four where they are many."""
-    columns = 1 if num == 1 else 2 if num <= 6 else 4
-    num_rows = math.ceil(num / columns)
-    figure = new_figure(WIDTH, height * num_rows)
-    axes = figure.subplots(num_rows, columns, squeeze=False).ravel()
-    for axis in axes[num:]:
-        axis.set_axis_off()
-    return list(axes[:num])
+    label: str
+    curves: Sequence[np.ndarray]
+    """One per seed, from step 1 on; NaN before there is a value."""
+    crossings: Sequence[int]
+    """Steps at which seeds reach their target."""
 
 
 def draw_curves(results: StudyResults, path: Path) -> bool:
     """Draw the mean over the seeds of each variant, from the lowest to the highest as a band."""
-    panels = _panels(results, lambda variant: bool(results.of(variant)))
-    styles = _styles(results)
-    axes = _axes(len(panels), 3.4)
-    for axis, (title, variants) in zip(axes, panels.items(), strict=True):
-        clean(axis, title, grid="y")
-        target = 100 * results.of(variants[0])[0].summary["target_accuracy"]
-        axis.axhline(target, color=INK, linewidth=0.8)
+    panels = {
+        title: [
+            _Line(
+                results.short_label(variant),
+                [100 * run.metrics[_ACCURACY] for run in runs],
+                [s for run in runs if (s := run.summary["steps_to_target"]) is not None],
+            )
+            for variant in variants
+            if (runs := results.of(variant))
+        ]
+        for title, variants in results.groups.items()
+    }
+    base = results.study.base
+    what = f"training accuracy, {base.window} steps (%)"
+    return _draw_lines(results, path, panels, what, 100 * base.target_accuracy)
+
+
+def draw_difference(results: StudyResults, path: Path) -> bool:
+    """Draw each variant's curve less its baseline's of the same seed: mean and range."""
+    panels: dict[str, list[_Line]] = {}
+    for title, variants in results.groups.items():
+        panels[title] = []
         for variant in variants:
-            label, runs = results.short_label(variant), results.of(variant)
-            style = styles[label]
-            steps, curves = _aligned([run.metrics[_ACCURACY] for run in runs])
-            _band(axis, steps, 100 * curves, style, f"{label} (n = {len(runs)})")
-            crossings = [run.summary["steps_to_target"] for run in runs]
-            for crossing in filter(None, crossings):
-                axis.plot(
-                    crossing, target, style.marker, markersize=6, color="white",
-                    markeredgecolor=style.color, markeredgewidth=1.5, zorder=5,
-                )  # fmt: skip
+            baseline = results.study.baseline_of(variant)
+            theirs = [] if baseline is None else results.of(baseline)
+            of_seed = {run.config.seed: run.metrics[_ACCURACY] for run in theirs}
+            gaps = [
+                100 * np.subtract(*_cut([run.metrics[_ACCURACY], of_seed[run.config.seed]]))
+                for run in results.of(variant)
+                if run.config.seed in of_seed
+            ]
+            panels[title].append(_Line(results.short_label(variant), gaps, ()))
+    return _draw_lines(results, path, panels, "points above the baseline", 0.0)
+
+
+def _draw_lines(
+    results: StudyResults,
+    path: Path,
+    panels: Mapping[str, Sequence[_Line]],
+    what: str,
+    level: float,
+) -> bool:
+    """Draw panels of lines with a level across; return whether there was a line."""
+    panels = {title: drawn for title, lines in panels.items() if (drawn := _drawable(lines))}
+    if not panels:
+        return False
+    num_columns = 1 if len(panels) == 1 else 2 if len(panels) <= 6 else 4
+    num_rows = math.ceil(len(panels) / num_columns)
+    figure = new_figure(WIDTH, num_rows * (3.4 if num_columns < 4 else 2.4))
+    axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    styles = _styles(results)
+    titles = _distinct(list(panels), "\n" if num_columns == 4 else " ")
+    for place, (axis, title, lines) in enumerate(zip(axes, titles, panels.values(), strict=False)):
+        clean(axis, title, grid="y")
+        axis.axhline(level, color=INK, linewidth=0.8)
+        for line in lines:
+            _draw_line(axis, line, styles[line.label], level)
         axis.set_xlabel("step")
-        axis.set_ylabel(f"training accuracy, {results.runs[0].config.window} steps (%)")
-        axis.legend(frameon=False, fontsize=8, loc="lower right")
-    save(axes[0].figure, path)  # type: ignore[arg-type]
+        if place % num_columns == 0:
+            axis.set_ylabel(what)
+        if place == 0 or num_columns < 4:
+            axis.legend(frameon=False, fontsize=8)
+    save(figure, path)
     return True
 
 
-def _aligned(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the steps that all curves reach from where they begin, and the curves over them."""
+def _drawable(lines: Sequence[_Line]) -> list[_Line]:
+    """Return the lines of at least two points."""
+
+    def num_points(line: _Line) -> int:
+        return (~np.isnan(_cut(line.curves))).sum(axis=1).min()
+
+    return [line for line in lines if line.curves and num_points(line) > 1]
+
+
+def _cut(curves: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the curves as rows, as long as the shortest of them."""
     length = min(map(len, curves))
-    stacked = np.stack([curve[:length] for curve in curves])
-    whole = ~np.isnan(stacked).any(axis=0)
-    return 1 + np.flatnonzero(whole), stacked[:, whole]
+    return np.stack([curve[:length] for curve in curves])
 
 
-def _band(axis: "Axes", steps: np.ndarray, curves: np.ndarray, style: Style, label: str) -> None:
-    if not len(steps):
-        return
+def _draw_line(axis: "Axes", line: _Line, style: Style, level: float) -> None:
+    curves = _cut(line.curves)
+    steps = np.arange(1, 1 + curves.shape[1])
     low, high = curves.min(axis=0), curves.max(axis=0)
     axis.fill_between(steps, low, high, color=style.color, alpha=0.15, linewidth=0)
     axis.plot(
         steps, curves.mean(axis=0), color=style.color, linestyle=style.dashes, linewidth=1.6,
-        label=label,
+        label=f"{line.label} (n = {len(curves)})",
     )  # fmt: skip
+    for crossing in line.crossings:
+        axis.plot(
+            crossing, level, style.marker, markersize=6, color="white",
+            markeredgecolor=style.color, markeredgewidth=1.5, zorder=5,
+        )  # fmt: skip
 
 
-def draw_difference(results: StudyResults, path: Path) -> bool:
-    """Draw each variant's curve less its baseline's, paired by seed: mean and range."""
-    pairs: dict[int, list[tuple[Run, Run]]] = {}
-    for variant in results.study.variants:
-        baseline = results.study.baseline_of(variant)
-        theirs = {r.config.seed: r for r in results.of(baseline)} if baseline is not None else {}
-        found = [(r, theirs[r.config.seed]) for r in results.of(variant) if r.config.seed in theirs]
-        if found and any(_aligned(_curves(found))[0]):
-            pairs[results.study.variants.index(variant)] = found
-    panels = _panels(results, lambda variant: results.study.variants.index(variant) in pairs)
-    if not panels:
-        return False
-    styles = _styles(results)
-    axes = _axes(len(panels), 3.0)
-    for axis, (title, variants) in zip(axes, panels.items(), strict=True):
-        clean(axis, title, grid="y")
-        axis.axhline(0, color=INK, linewidth=0.8)
-        for variant in variants:
-            found = pairs[results.study.variants.index(variant)]
-            steps, curves = _aligned(_curves(found))
-            gaps = 100 * (curves[0::2] - curves[1::2])
-            label = results.short_label(variant)
-            _band(axis, steps, gaps, styles[label], f"{label} (n = {len(found)})")
-        axis.set_xlabel("step")
-        axis.set_ylabel("points above the baseline")
-        axis.legend(frameon=False, fontsize=8)
-    save(axes[0].figure, path)  # type: ignore[arg-type]
-    return True
-
-
-def _curves(pairs: Sequence[tuple[Run, Run]]) -> list[np.ndarray]:
-    return [run.metrics[_ACCURACY] for pair in pairs for run in pair]
+def _distinct(titles: Sequence[str], joint: str = " ") -> list[str]:
+    """Return the titles, without the words that all share where there are several."""
+    if len(titles) == 1:
+        return list(titles)
+    shared = set.intersection(*(set(title.split()) for title in titles))
+    return [joint.join(w for w in title.split() if w not in shared) for title in titles]
 
 
 def draw_seeds(results: StudyResults, path: Path) -> bool:
@@ -178,7 +198,8 @@ def draw_seeds(results: StudyResults, path: Path) -> bool:
     axis.set_yticks(range(len(rows)), labels)
     axis.set_ylim(len(rows) - 0.4, -0.6)
     axis.tick_params(axis="y", length=0)
-    axis.set_xlabel("steps to the target (bar: mean; grey star: the paper's mean)")
+    star = any(published_steps(row.config) for row in rows)
+    axis.set_xlabel("steps to the target (bar: mean" + star * "; grey star: the paper's mean" + ")")
     axis.legend(frameon=False, fontsize=8, ncols=len(markers), loc="lower left",
                 bbox_to_anchor=(0, 1))  # fmt: skip
     save(figure, path)
@@ -210,13 +231,19 @@ def draw_gradients(results: StudyResults, path: Path) -> bool:
     def probed(variant: Variant) -> list[Run]:
         return [run for run in results.of(variant) if len(run.probes.get("step", ()))]
 
-    panels = _panels(results, lambda variant: bool(probed(variant)))
+    panels = {
+        title: found
+        for title, variants in results.groups.items()
+        if (found := [variant for variant in variants if probed(variant)])
+    }
     if not panels:
         return False
     styles = _styles(results)
     figure = new_figure(WIDTH, 3.2 * len(panels))
     grid = figure.subplots(len(panels), 2, squeeze=False)
-    for (ratio_axis, norm_axis), (title, variants) in zip(grid, panels.items(), strict=True):
+    for (ratio_axis, norm_axis), title, variants in zip(
+        grid, _distinct(list(panels)), panels.values(), strict=True
+    ):
         clean(ratio_axis, title, grid="y")
         clean(norm_axis, "auxiliary heads", grid="y")
         for variant in variants:
@@ -246,9 +273,8 @@ def _norms(axis: "Axes", runs: Sequence[Run], style: Style, label: str) -> None:
     """Draw each head's mean norm over the seeds, and the mean of the fitted lines."""
     length = min(len(run.probes["step"]) for run in runs)
     steps = runs[0].probes["step"][:length]
-    names = [name for name in runs[0].probes if name.endswith("_weight_norm")]
-    for index, name in enumerate(names):
-        norms = np.stack([run.probes[name][:length] for run in runs]).mean(axis=0)
+    for index, name in enumerate(runs[0].head_norms):
+        norms = np.stack([run.head_norms[name][:length] for run in runs]).mean(axis=0)
         axis.plot(
             steps, norms, color=style.color, linestyle=style.dashes, linewidth=1.6,
             marker=_SEED_MARKERS[index], markevery=max(1, length // 8), markersize=5,

@@ -5,7 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from lion_fast.study.comparisons import ACCURACY, SECONDS, STEPS, Row, compare_variants
 from lion_fast.study.grid import variant_label
 from lion_fast.study.markdown import ABSENT, significant, table
-from lion_fast.study.paper import published_accuracy, published_speedup, published_steps
+from lion_fast.study.paper import (
+    published_accuracy,
+    published_accuracy_by_seed,
+    published_speedup,
+    published_steps,
+)
 from lion_fast.study.results import StudyResults
 from lion_fast.study.statements import EARLY_STEPS, growth_fits
 from lion_fast.study.stats import Sample, describe
@@ -18,12 +23,14 @@ def study_tables(results: StudyResults) -> Iterator[str]:
     yield from ("", f"#### Steps to {100 * target:g} % training accuracy", "")
     yield from _steps(steps)
     yield from ("", "#### Steps seed by seed", "")
-    yield from _by_seed(results, steps, "{:,.0f}", is_speed=True)
+    yield "In brackets: speedup over the baseline of the same seed."
+    yield ""
+    yield from _by_seed(results, steps, "{:,.0f}", _beside_steps)
     yield from ("", "#### Validation accuracy", "", _accuracy_note(results), "")
     accuracy = compare_variants(results, ACCURACY)
     yield from _accuracy(accuracy)
     yield from ("", "#### Validation accuracy seed by seed (%)", "")
-    yield from _by_seed(results, accuracy, "{:.2f}", is_speed=False)
+    yield from _by_seed(results, accuracy, "{:.2f}", _beside_accuracy)
     yield from ("", "#### Accuracy of each head as an early exit (%)", "")
     yield from _exits(results)
     yield from ("", "#### Time", "")
@@ -92,12 +99,9 @@ def _published_steps(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _accuracy_note(results: StudyResults) -> str:
-    stopped = [run for run in results.runs if run.config.stop_at_target]
-    if stopped:
-        steps = [run.summary["steps"] for run in stopped]
+    if results.study.base.stop_at_target:
         return (
-            f"{len(stopped)} of {len(results.runs)} runs were stopped at their target, after"
-            f" {min(steps):,} to {max(steps):,} steps: their accuracy is that of the moment, and is"
+            "The runs end when they reach their target: this is the accuracy of that moment, and is"
             " not compared with the paper's, which is after 3,000 steps."
         )
     return "After the last step; ± is the sample deviation, the paper's the population deviation."
@@ -120,21 +124,32 @@ def _accuracy(rows: Sequence[Row]) -> list[str]:
     return [*table(header, lines), "", *_tests(rows, "{:+.2f}")]
 
 
-def _by_seed(results: StudyResults, rows: Sequence[Row], form: str, *, is_speed: bool) -> list[str]:
-    """Return each run's value, and behind it in brackets the speedup over its own seed's."""
+def _by_seed(
+    results: StudyResults, rows: Sequence[Row], form: str, beside: Callable[[Row, int], list[str]]
+) -> list[str]:
+    """Return each run's value, with what `beside` says of it in brackets."""
 
     def cell(row: Row, seed: int) -> str:
         if seed not in row.values:
             return "not run"
-        value, speedup = row.values[seed], row.speedups.get(seed)
-        if value is None:
-            return "not reached"
-        paired = "" if speedup is None or not is_speed else f" ({speedup:+.1f} %)"
-        return form.format(value) + paired
+        value, notes = row.values[seed], beside(row, seed)
+        text = "not reached" if value is None else form.format(value)
+        return f"{text} ({', '.join(notes)})" if notes else text
 
     seeds = results.study.seeds
     lines = [(row.label, *(cell(row, seed) for seed in seeds)) for row in rows]
     return table(("run", *(f"seed {seed}" for seed in seeds)), lines)
+
+
+def _beside_steps(row: Row, seed: int) -> list[str]:
+    speedup, paper = row.speedups.get(seed), published_steps(row.config)
+    notes = [] if speedup is None else [f"{speedup:+.1f} %"]
+    return notes + ([f"paper {paper[seed]:,}"] if paper and seed in paper else [])
+
+
+def _beside_accuracy(row: Row, seed: int) -> list[str]:
+    paper = published_accuracy_by_seed(row.config)
+    return [f"paper {paper[seed]:.2f}"] if paper and seed in paper else []
 
 
 def _exits(results: StudyResults) -> list[str]:
