@@ -26,13 +26,15 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 STAGE_SECONDS = 510
 FAREWELL_SECONDS = 20
+WRITING_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Files that one process of pytest runs, paths from the repository's root."""
+    """Files that one process of pytest runs, paths from the repository's root; or a study."""
 
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    study: str | None = None
     needs_data: bool = False
     """It measures convergence, which synthetic images do not show."""
 
@@ -45,9 +47,12 @@ STAGES = {
     "loaders": Stage(("bench/bench_loaders.py",)),
     "target": Stage(("bench/bench_time_to_target.py",), needs_data=True),
     "overhead": Stage(
-        ("bench/bench_overhead.py", "bench/bench_balancing.py", "bench/bench_init.py")
+        (
+            *("bench/bench_overhead.py", "bench/bench_balancing.py", "bench/bench_init.py"),
+            "bench/bench_study.py",
+        )
     ),
-    "study": Stage(("bench/bench_study.py",), needs_data=True),
+    "study": Stage(study="table1", needs_data=True),
 }
 
 
@@ -108,6 +113,31 @@ def stage_command(name: str, files: list[str], target: Path, args: argparse.Name
     return command
 
 
+def study_commands(study: str, args: argparse.Namespace) -> dict[str, list[str]]:
+    """Return the calls that run a study, or go on with it, and write what it holds to `--out`.
+
+    Its store stays in studies/ of the checkout, where the next call finds it.
+    """
+    command = [sys.executable, "-P", "-m", "lion_fast.cli"]
+    folder, store = str(args.out / "studies" / study), str(ROOT / "studies")
+    data = [f"--data-dir={args.data_dir}"] if args.data_dir else []
+    return {
+        "run": [*command, "study", study, "--device=cuda", *data, f"--out={store}"],
+        "export": [*command, "study", study, f"--export={folder}", f"--out={store}"],
+        "report": [*command, "report", study, f"--out={folder}", f"--studies={store}"],
+    }
+
+
+def run_study(study: str, args: argparse.Namespace, env: dict[str, str]) -> int | None:
+    """Run a study for as long as a stage may last; return as `run_stage` does."""
+    if args.commit:
+        env = {**env, "LION_FAST_COMMIT": args.commit}
+    commands = study_commands(study, args)
+    code = run_stage(commands["run"], env, STAGE_SECONDS - 2 * WRITING_SECONDS)
+    written = [run_stage(commands[name], env, WRITING_SECONDS) for name in ("export", "report")]
+    return code if code != 0 or not any(written) else 1
+
+
 def count_tests(junit: Path) -> dict[str, Any]:
     """Return what a JUnit file says: counts, seconds and the names of what failed."""
     suite = next(ElementTree.parse(junit).iter("testsuite"))
@@ -139,6 +169,11 @@ def table(results: dict[str, Any]) -> list[str]:
         lines.append("  " + ", ".join(parts) + f" in {tests['seconds']:.0f} s")
         lines += [f"  failed: {name}" for name in tests["failed"]]
     return lines
+
+
+def ending(code: int | None) -> str:
+    """Return in words how a stage ended."""
+    return {0: "passed", None: "out of time, what was measured is kept"}.get(code, "FAILED")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -191,18 +226,23 @@ def run_stages(args: argparse.Namespace, folder: Path, info: dict[str, Any]) -> 
         if stage.needs_data and args.data_dir is None:
             summary.append(f"{name}: not run, it needs the real images of --data-dir")
             continue
+        start = time.monotonic()
+        if stage.study is not None:
+            codes.append(run_study(stage.study, args, env))
+            summary.append(f"{name}: {ending(codes[-1])} after {time.monotonic() - start:.0f} s")
+            continue
         if not files:
             continue
         target = args.out / result_name(info["gpu"], info["commit"], name)
         written = folder / "junit.xml" if name == "tests" else target
-        start = time.monotonic()
         code = run_stage(stage_command(name, files, written, args), env, STAGE_SECONDS)
         codes.append(code)
         if name == "tests" and written.exists():
             report = {"machine_info": info, "tests": count_tests(written)}
             target.write_text(json.dumps(report, indent=4) + "\n", encoding="utf-8")
-        ending = {0: "passed", None: "out of time, what was measured is kept"}.get(code, "FAILED")
-        summary.append(f"{name}: {ending} after {time.monotonic() - start:.0f} s, {target.name}")
+        summary.append(
+            f"{name}: {ending(code)} after {time.monotonic() - start:.0f} s, {target.name}"
+        )
         if target.exists():
             summary += table(json.loads(target.read_text(encoding="utf-8")))
     print("\n".join(["", *summary]))

@@ -316,6 +316,35 @@ def test_the_tests_stage_reports_what_failed(tmp_path):
     assert gpu_suite.table({"tests": counts})[0].startswith("  3 tests, 1 failures")
 
 
+def test_the_study_stage_goes_on_with_one_store_and_writes_beside_the_other_results(
+    tmp_path, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(gpu_suite, "run_stage", lambda *call: calls.append(call) or 0)
+    args = suite_arguments(tmp_path, "study")
+    args.data_dir, args.commit = Path("images"), "abc"
+    assert gpu_suite.run_stages(args, tmp_path, INFO) == 0
+    words = [" ".join(command) for command, *_ in calls]
+    assert [word.split("lion_fast.cli ")[1].split(" --")[0] for word in words] == [
+        "study table1",
+        "study table1",
+        "report table1",
+    ]
+    assert "--device=cuda --data-dir=images" in words[0]
+    assert all(str(gpu_suite.ROOT / "studies") in word for word in words)
+    assert all(str(tmp_path / "studies" / "table1") in word for word in words[1:])
+    assert {env["LION_FAST_COMMIT"] for _, env, _ in calls} == {"abc"}
+    assert sum(seconds for *_, seconds in calls) <= gpu_suite.STAGE_SECONDS
+
+
+def test_a_study_stage_whose_run_fails_or_is_cut_short_says_so(tmp_path, monkeypatch):
+    args = suite_arguments(tmp_path, "study")
+    for codes, outcome in (([1, 0, 0], 1), ([None, 0, 0], None), ([0, 0, 2], 1), ([0, 0, 0], 0)):
+        left = iter(codes)
+        monkeypatch.setattr(gpu_suite, "run_stage", lambda *_, left=left: next(left))
+        assert gpu_suite.run_study("table1", args, {}) == outcome
+
+
 @needs_gpu
 def test_a_recorded_round_runs_every_argument_set_and_its_backward():
     device = torch.device("cuda", torch.cuda.current_device())

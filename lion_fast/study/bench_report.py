@@ -25,6 +25,7 @@ TITLES = {
     "bench_loaders": "Loaders",
     "bench_heads": "Heads and losses",
     "bench_augment": "Augmentation",
+    "bench_study": "Studies",
 }
 """Benchmarks in order of appearance; others follow under their file's name."""
 

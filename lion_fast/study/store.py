@@ -78,7 +78,9 @@ class Store:
     def open(cls, folder: Path, *, busy_seconds: float = 30.0) -> "Store":
         """Open the store of `folder`, which must exist."""
         if not (folder / "study.sqlite").exists():
-            raise UserError(f"no study in {folder}: run `lion-fast study` first, or give its --out")
+            raise UserError(
+                f"no study in {folder}: run `lion-fast study` first, or name its --out folder"
+            )
         with ExitStack() as opened:
             store = opened.enter_context(cls(folder, busy_seconds=busy_seconds))
             with store._lock(_MAKING):  # perhaps another process is only just making it

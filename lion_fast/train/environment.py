@@ -65,11 +65,14 @@ def driver_version() -> str | None:
 
 
 def commit() -> str | None:
-    """Return the source tree's git commit, `-dirty` where edited, or None outside one."""
+    """Return the source tree's git commit, `-dirty` where edited.
+
+    Outside a git tree: what the environment variable LION_FAST_COMMIT says, or None.
+    """
     here = Path(__file__).parent
     head = _first_line(["git", "-C", str(here), "rev-parse", "HEAD"])
     if head is None:
-        return None
+        return os.environ.get("LION_FAST_COMMIT")
     dirty = _first_line(["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"])
     return f"{head}-dirty" if dirty else head
 
