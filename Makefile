@@ -18,7 +18,8 @@ ready:
 	@test "$$(cat $(STAMP) 2>/dev/null)" = '$(WANTED)' || $(MAKE) --no-print-directory setup
 
 run: ready
-	$(BIN)/lion-fast train --preset quickstart
+	$(BIN)/lion-fast study quickstart --jobs 2
+	$(BIN)/lion-fast report quickstart
 
 # Two processes of one thread each: two of two threads would wait for each other on two cores.
 test: ready

@@ -34,6 +34,7 @@ setup(
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=1.26",
         "pillow>=10",
+        "markdown-it-py>=3",
         "matplotlib>=3.8",
         "rich>=13.7",
         "scikit-learn>=1.4",

@@ -63,9 +63,14 @@ def _page(
     judged: Sequence[tuple[Statement, Judgement]],
     pictures: dict[str, dict[str, Path | None]],
 ) -> Iterator[str]:
-    yield from ("## Studies", "", "### The paper's statements", "")
     rows = [(s.source, s.text, j.verdict, j.evidence) for s, j in judged]
-    yield from table(("source", "statement", "verdict", "evidence"), rows, text_columns=4)
+    tested = [row for row in rows if row[2] != "not tested"]
+    yield from ("## Studies", "", "### Statements of the paper", "")
+    if tested:
+        header = ("source", "statement", "verdict", "evidence")
+        yield from table(header, tested, text_columns=4)
+    else:
+        yield "None is tested by these studies."
     for results in studies:
         yield from ("", f"### {results.study.name}: {results.study.title}", "")
         yield from _setting(results)
@@ -74,6 +79,12 @@ def _page(
                 yield from ("", f"![{title}]({path.name})", "", f"*{title}.*")
         yield from study_tables(results)
         yield from _unfinished(results)
+    untested = [
+        (source, text, why) for source, text, verdict, why in rows if verdict == "not tested"
+    ]
+    if untested:
+        yield from ("", "### Statements not tested", "")
+        yield from table(("source", "statement", "why"), untested, text_columns=3)
 
 
 def _setting(results: StudyResults) -> Iterator[str]:
