@@ -223,6 +223,18 @@ def test_gradient_ratios_are_shown_with_the_growth_of_the_heads(tmp_path):
     assert (tmp_path / "report" / "figure1_gradients.png").exists()
 
 
+def test_settings_stand_side_by_side_with_the_spread_of_each_method(tmp_path):
+    def steps(config):
+        sensitive = 1000 * (config.aux_weight - 0.3) if config.init == "he" else 0
+        return {"steps_to_target": round(1000 + sensitive)}
+
+    fill(STUDIES["alpha"], tmp_path, steps)
+    report(tmp_path, "alpha")
+    text = page(tmp_path)
+    assert "| aux_weight=0.1 | 800 | 1,000 (-25.0 %) |" in line_of(text, "800 ", "(-25.0")
+    assert "| 40.0 % | 0.0 % |" in line_of(text, "(largest - smallest) / mean")
+
+
 def test_a_picture_without_content_is_not_drawn(tmp_path):
     fill(QUICKSTART, tmp_path, lambda config: {"tables": {"metrics": metrics([None] * 3)}})
     results = read_study(QUICKSTART, tmp_path)

@@ -63,14 +63,20 @@ class StudyResults:
 
     @cached_property
     def groups(self) -> dict[str, list[Variant]]:
-        """The variants that are compared with one another, under what they have in common."""
+        """The variants that are compared with one another, under what tells them from the rest."""
         groups: dict[str, list[Variant]] = {}
         for variant in self.study.variants:
             config = replace(self.study.base, **variant)
             common = {k: v for k, v in variant.items() if k not in self.study.baseline}
             setting = {"dataset": config.dataset, "arch": config.arch, **common}
             groups.setdefault(variant_label(setting), []).append(variant)
-        return groups
+        if len(groups) == 1:
+            return groups
+        shared = set.intersection(*(set(title.split()) for title in groups))
+        return {
+            " ".join(word for word in title.split() if word not in shared): variants
+            for title, variants in groups.items()
+        }
 
     def short_label(self, variant: Variant) -> str:
         """Return what tells a variant from the others of its group."""

@@ -124,8 +124,8 @@ def _draw_lines(
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     styles = _styles(results)
-    titles = _distinct(list(panels), "\n" if num_columns == 4 else " ")
-    for place, (axis, title, lines) in enumerate(zip(axes, titles, panels.values(), strict=False)):
+    for place, (axis, (title, lines)) in enumerate(zip(axes, panels.items(), strict=False)):
+        title = title.replace(" ", "\n") if num_columns == 4 else title
         clean(axis, title, grid="y")
         axis.axhline(level, color=INK, linewidth=0.8)
         for line in lines:
@@ -168,14 +168,6 @@ def _draw_line(axis: "Axes", line: _Line, style: Style, level: float) -> None:
             crossing, level, style.marker, markersize=6, color="white",
             markeredgecolor=style.color, markeredgewidth=1.5, zorder=5,
         )  # fmt: skip
-
-
-def _distinct(titles: Sequence[str], joint: str = " ") -> list[str]:
-    """Return the titles, without the words that all share where there are several."""
-    if len(titles) == 1:
-        return list(titles)
-    shared = set.intersection(*(set(title.split()) for title in titles))
-    return [joint.join(w for w in title.split() if w not in shared) for title in titles]
 
 
 def draw_seeds(results: StudyResults, path: Path) -> bool:
@@ -241,9 +233,7 @@ def draw_gradients(results: StudyResults, path: Path) -> bool:
     styles = _styles(results)
     figure = new_figure(WIDTH, 3.2 * len(panels))
     grid = figure.subplots(len(panels), 2, squeeze=False)
-    for (ratio_axis, norm_axis), title, variants in zip(
-        grid, _distinct(list(panels)), panels.values(), strict=True
-    ):
+    for (ratio_axis, norm_axis), (title, variants) in zip(grid, panels.items(), strict=True):
         clean(ratio_axis, title, grid="y")
         clean(norm_axis, "auxiliary heads", grid="y")
         for variant in variants:

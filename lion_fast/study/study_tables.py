@@ -26,6 +26,9 @@ def study_tables(results: StudyResults) -> Iterator[str]:
     yield "In brackets: speedup over the baseline of the same seed."
     yield ""
     yield from _by_seed(results, steps, "{:,.0f}", _beside_steps)
+    if len(results.groups) > 1:
+        yield from ("", "#### Steps side by side", "")
+        yield from _side_by_side(results, steps)
     yield from ("", "#### Validation accuracy", "", _accuracy_note(results), "")
     accuracy = compare_variants(results, ACCURACY)
     yield from _accuracy(accuracy)
@@ -139,6 +142,28 @@ def _by_seed(
     seeds = results.study.seeds
     lines = [(row.label, *(cell(row, seed) for seed in seeds)) for row in rows]
     return table(("run", *(f"seed {seed}" for seed in seeds)), lines)
+
+
+def _side_by_side(results: StudyResults, rows: Sequence[Row]) -> list[str]:
+    """Return a row per setting, a column per method, and how far each spreads over the settings."""
+    by_label = {row.label: row for row in rows}
+    methods = list(dict.fromkeys(map(results.short_label, results.study.variants)))
+    means: dict[str, list[float]] = {method: [] for method in methods}
+    lines = []
+    for setting, variants in results.groups.items():
+        cells = dict.fromkeys(methods, ABSENT)
+        for variant in variants:
+            row, method = by_label.get(variant_label(variant)), results.short_label(variant)
+            if row is not None and row.sample is not None:
+                means[method].append(row.sample.mean)
+                speedup = "" if row.speedup is None else f" ({row.speedup:+.1f} %)"
+                cells[method] = f"{row.sample.mean:,.0f}{speedup}"
+        lines.append((setting, *cells.values()))
+    spreads = [
+        f"{100 * (max(m) - min(m)) / describe(m).mean:.1f} %" if len(m) > 1 else ABSENT
+        for m in means.values()
+    ]
+    return table(("setting", *methods), [*lines, ("(largest - smallest) / mean", *spreads)])
 
 
 def _beside_steps(row: Row, seed: int) -> list[str]:
