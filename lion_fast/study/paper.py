@@ -18,6 +18,9 @@ class Published(NamedTuple):
     """Population deviation over its three seeds, where it gives one."""
 
 
+NUM_STEPS = PRESETS["paper"].max_steps
+"""What every run of the paper trains."""
+
 _D10, _R10 = ("cifar10", "densenet_ds"), ("cifar10", "resnet_ds")
 _D100, _R100 = ("cifar100", "densenet_ds"), ("cifar100", "resnet_ds")
 
@@ -39,7 +42,7 @@ TABLE_1: Mapping[tuple[str, str, str], tuple[float, float, float | None]] = {
     (*_R100, "lsuv"): (64.72, 0.40, 0.4),
     (*_R100, "lion_lsuv"): (64.08, 1.59, 11.4),
 }
-"""Validation accuracy in % after 3,000 steps, its deviation, and the speedup in %."""
+"""Validation accuracy in % after NUM_STEPS steps, its deviation, and the speedup in %."""
 
 TABLE_6: Mapping[str, Mapping[int, float]] = {
     "he": {42: 79.71, 123: 82.17, 456: 81.45},
@@ -75,7 +78,7 @@ def published_accuracy(config: TrainConfig) -> Published | None:
     row = TABLE_1.get((config.dataset, config.arch, config.init))
     if row is None or not _is_papers_setting(config):
         return None
-    if config.stop_at_target or config.max_steps != PRESETS["paper"].max_steps:
+    if config.stop_at_target or config.max_steps != NUM_STEPS:
         return None
     return Published(row[0], row[1])
 

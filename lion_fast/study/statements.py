@@ -13,7 +13,7 @@ import numpy as np
 
 from lion_fast.study.comparisons import ACCURACY, STEPS, Quantity, Row, compare_variants
 from lion_fast.study.markdown import significant
-from lion_fast.study.paper import published_accuracy, published_speedup
+from lion_fast.study.paper import NUM_STEPS, published_accuracy, published_speedup
 from lion_fast.study.results import Run, StudyResults
 from lion_fast.study.stats import LinearFit, linear_fit, spearman
 
@@ -113,9 +113,9 @@ def _never_reached(**fields: object) -> Judge:
     def judge(results: StudyResults) -> Judgement:
         runs = results.find(**fields)
         reached = [run for run in runs if run.summary["steps_to_target"] is not None]
-        whole = [run for run in runs if run.summary["steps"] >= 3000]
+        whole = [run for run in runs if run.summary["steps"] >= NUM_STEPS]
         if not runs or (len(whole) < len(runs) and not reached):
-            return _untested("no finished runs of 3,000 steps")
+            return _untested(f"no finished runs of {NUM_STEPS:,} steps")
         return _verdict(not reached, f"{len(reached)} of {len(runs)} runs reach it")
 
     return judge
@@ -129,7 +129,7 @@ def _comparable_accuracy(**fields: object) -> Judge:
         if row is None or row.comparison is None or row.comparison.difference is None:
             return _untested("no finished runs of it and of its baseline")
         if published_accuracy(row.config) is None:
-            return _untested("the runs did not train the paper's 3,000 steps")
+            return _untested(f"the runs did not train the paper's {NUM_STEPS:,} steps")
         difference, p_value = row.comparison.difference, row.comparison.p_corrected
         if p_value is None:
             return _untested(row.comparison.verdict)
@@ -154,7 +154,7 @@ def _most_accurate(init: str, **fields: object) -> Judge:
         if len(rows) < 4:
             return _untested("not all four initialisations have run")
         if published_accuracy(rows[0].config) is None:
-            return _untested("the runs did not train the paper's 3,000 steps")
+            return _untested(f"the runs did not train the paper's {NUM_STEPS:,} steps")
         means = {row.config.init: row.sample.mean for row in rows if row.sample is not None}
         text = ", ".join(f"{name} {value:.2f} %" for name, value in means.items())
         return _verdict(max(means, key=means.__getitem__) == init, text)

@@ -6,6 +6,7 @@ from lion_fast.study.comparisons import ACCURACY, SECONDS, STEPS, Row, compare_v
 from lion_fast.study.grid import variant_label
 from lion_fast.study.markdown import ABSENT, significant, table
 from lion_fast.study.paper import (
+    NUM_STEPS,
     published_accuracy,
     published_accuracy_by_seed,
     published_speedup,
@@ -105,7 +106,7 @@ def _accuracy_note(results: StudyResults) -> str:
     if results.study.base.stop_at_target:
         return (
             "The runs end when they reach their target: this is the accuracy of that moment, and is"
-            " not compared with the paper's, which is after 3,000 steps."
+            f" not compared with the paper's, which is after {NUM_STEPS:,} steps."
         )
     return "After the last step; ± is the sample deviation, the paper's the population deviation."
 
