@@ -176,16 +176,19 @@ def test_a_table_of_many_rows_needs_smaller_p_values():
 
 
 @pytest.mark.parametrize(
-    ("values", "verdict"),
+    ("values", "verdict", "shown"),
     [
-        ([1.0], "not tested: no p value from fewer than 2 seeds (n = 1)"),
-        ([1.0, None, 2.0], "not compared: 1 of 6 runs have no value"),
-        ([9.0, 9.1, 9.2], "higher (Holm-corrected p ="),
+        ([1.0], "not tested: no p value from fewer than 2 seeds (n = 1)", 0),
+        ([1.0, None, 2.0], "not compared: 1 of 6 runs have no value", 0),
+        ([9.0, 9.1, 9.2], "higher (Holm-corrected p =", 1),
+        ([0.1, 0.2, 0.3], "lower (Holm-corrected p =", -1),
+        ([1.0, 1.1, 1.2], "no difference shown at n = 3", 0),
     ],
 )
-def test_every_row_gets_a_plain_verdict(values, verdict):
+def test_every_row_gets_a_plain_verdict(values, verdict, shown):
     row = compare({"row": values}, {"row": [1.0, 1.1, 1.3]})["row"]
     assert row.verdict.startswith(verdict)
+    assert row.shown == shown
     assert (row.p_value is None) == verdict.startswith("not")
 
 

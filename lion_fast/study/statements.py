@@ -6,7 +6,6 @@ which three seeds may simply be too few for; the evidence says how far they go.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import mean
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -85,13 +84,9 @@ def _fewer_steps(**fields: object) -> Judge:
             return _untested("no finished runs of it and of its baseline")
         if row.speedup is None or row.comparison.p_corrected is None:
             return _untested(row.comparison.verdict)
-        return _verdict(_is_fewer(row), _steps_evidence(row))
+        return _verdict(row.comparison.shown < 0, _steps_evidence(row))
 
     return judge
-
-
-def _is_fewer(row: Row) -> bool:
-    return row.comparison is not None and row.comparison.verdict.startswith(STEPS.words[0])
 
 
 def _steps_evidence(row: Row) -> str:
@@ -161,61 +156,51 @@ def _most_accurate(init: str, **fields: object) -> Judge:
 
 
 def _no_benefit(results: StudyResults) -> Judgement:
-    rows = [_row(results, STEPS, {**_DENSENET_10, "init": name}) for name in ("fixup", "rezero")]
-    present = [row for row in rows if row is not None and row.speedup is not None]
-    if len(present) < 2:
-        return _untested("Fixup, ReZero and He-init have not all run to the target")
-    if any(row.comparison is None or row.comparison.p_corrected is None for row in present):
-        return _untested("fewer than 2 seeds of each")
-    text = "; ".join(f"{row.config.init}: {_steps_evidence(row)}" for row in present)
-    return _verdict(not any(map(_is_fewer, present)), text)
+    evidence, shown = [], []
+    for init in ("fixup", "rezero"):
+        row = _row(results, STEPS, {**_DENSENET_10, "init": init})
+        if row is None or row.comparison is None or row.comparison.p_corrected is None:
+            return _untested(f"no finished runs of two seeds of {init} and of its baseline")
+        evidence.append(f"{init}: {_steps_evidence(row)}")
+        shown.append(row.comparison.shown)
+    return _verdict(min(shown) >= 0, "; ".join(evidence))
 
 
 def _gradinit_is_slower(results: StudyResults) -> Judgement:
     row = _row(results, STEPS, {**_DENSENET_10, "init": "gradinit"})
     if row is None or row.comparison is None or row.comparison.p_corrected is None:
         return _untested("no finished runs of two seeds of it and of its baseline")
-    return _verdict(row.comparison.verdict.startswith(STEPS.words[1]), _steps_evidence(row))
+    return _verdict(row.comparison.shown > 0, _steps_evidence(row))
 
 
 def _explicit_ramp(results: StudyResults) -> Judgement:
-    lion = _row(results, STEPS, {"init": "lion_dg", "aux_warmup_steps": 0})
-    ramps = [
-        row
+    means = {
+        (row.config.init, row.config.aux_warmup_steps): row.sample.mean
         for row in compare_variants(results, STEPS)
-        if row.config.init == "he" and row.config.aux_warmup_steps and row.sample is not None
-    ]
-    if lion is None or lion.sample is None or not ramps:
+        if row.sample is not None
+    }
+    ours = means.get(("lion_dg", 0))
+    ramps = {steps: value for (init, steps), value in means.items() if init == "he" and steps}
+    if ours is None or not ramps:
         return _untested("LION-DG and a ramp have not both run to the target")
-    ours = lion.sample
-    nearest = min(ramps, key=lambda row: abs(mean(_present(row)) - ours.mean))
-    apart = 100 * (mean(_present(nearest)) / ours.mean - 1)
-    evidence = (
-        f"LION-DG {ours.mean:,.0f} steps, nearest ramp ({nearest.config.aux_warmup_steps} steps)"
-        f" {mean(_present(nearest)):,.0f} ({apart:+.1f} %)"
+    nearest = min(ramps, key=lambda steps: abs(ramps[steps] - ours))
+    apart = 100 * (ramps[nearest] / ours - 1)
+    return _verdict(
+        abs(apart) <= _EQUAL_PERCENT,
+        f"LION-DG {ours:,.0f} steps, nearest ramp ({nearest} steps) {ramps[nearest]:,.0f}"
+        f" ({apart:+.1f} %)",
     )
-    return _verdict(abs(apart) <= _EQUAL_PERCENT, evidence)
-
-
-def _present(row: Row) -> list[float]:
-    return [value for value in row.values.values() if value is not None]
 
 
 def _residual_harms(results: StudyResults) -> Judgement:
-    found = [
-        _row(results, STEPS, {"placement": place, "init": "lion_dg"})
-        for place in ("side_tap", "residual")
-    ]
-    side, residual = found
-    if side is None or residual is None or side.comparison is None or residual.comparison is None:
-        return _untested("LION-DG and He-init have not both run at both placements")
-    if residual.speedup is None or residual.comparison.p_corrected is None:
-        return _untested(residual.comparison.verdict)
-    return _verdict(
-        residual.comparison.verdict.startswith(STEPS.words[1]),
-        f"inside the residual path: {_steps_evidence(residual)}"
-        + (f"; beside it: {_steps_evidence(side)}" if side.speedup is not None else ""),
-    )
+    evidence, shown = [], {}
+    for placement in ("residual", "side_tap"):
+        row = _row(results, STEPS, {"placement": placement, "init": "lion_dg"})
+        if row is None or row.comparison is None or row.comparison.p_corrected is None:
+            return _untested(f"no finished runs of two seeds at {placement}")
+        evidence.append(f"{placement}: {_steps_evidence(row)}")
+        shown[placement] = row.comparison.shown
+    return _verdict(shown["residual"] > 0, "; ".join(evidence))
 
 
 def _probed(results: StudyResults, init: str) -> list[Run]:

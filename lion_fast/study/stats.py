@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, pstdev, stdev
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -129,6 +129,8 @@ class Comparison:
     """By Holm over the table."""
     d: float | None
     effect: str | None
+    shown: Literal[-1, 0, 1]
+    """Sign of the difference where the corrected p value shows one; 0 where none is shown."""
     verdict: str
 
 
@@ -166,19 +168,22 @@ def _comparison(
     if not ours or not theirs:
         missing = sum(value is None for value in (*values, *baseline))
         verdict = f"not compared: {missing} of {len(values) + len(baseline)} runs have no value"
-        return Comparison(None, None, None, None, None, verdict)
+        return Comparison(None, None, None, None, None, 0, verdict)
     difference = mean(ours) - mean(theirs)
     d = cohens_d(ours, theirs)
     n = min(len(ours), len(theirs))
+    shown: Literal[-1, 0, 1] = 0
     if n < 2:
         verdict = f"not tested: no p value from fewer than 2 seeds (n = {n})"
     elif corrected is None:
         verdict = f"not tested: no spread between seeds (n = {n})"
     elif corrected < significance:
+        shown = 1 if difference > 0 else -1
         verdict = f"{words[difference > 0]} (Holm-corrected p = {corrected:.2g}, n = {n})"
     else:
         verdict = f"no difference shown at n = {n}"
-    return Comparison(difference, p, corrected, d, None if d is None else effect_size(d), verdict)
+    effect = None if d is None else effect_size(d)
+    return Comparison(difference, p, corrected, d, effect, shown, verdict)
 
 
 def _reached(values: Sequence[float | None]) -> list[float]:
