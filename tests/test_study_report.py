@@ -190,6 +190,15 @@ def test_networks_with_fewer_heads_leave_their_columns_empty(tmp_path):
     assert line_of(text, "cifar10 densenet_ds he", "10.00 ± 0.00").count("10.00 ± 0.00") == 3
 
 
+def test_columns_that_no_run_fills_are_left_out(tmp_path):
+    fill(QUICKSTART, tmp_path, lambda config: {"steps_to_target": 80})
+    fill(TABLE6, tmp_path, as_in_the_paper)
+    report(tmp_path, "quickstart")
+    assert "ours - paper" not in page(tmp_path)
+    report(tmp_path, "table6")
+    assert page(tmp_path).count("ours - paper") == 2
+
+
 def test_one_seed_gives_no_p_value_and_says_so(tmp_path):
     study = QUICKSTART.override(seeds=(42,))
     fill(study, tmp_path, lambda config: {"steps_to_target": 80})
@@ -219,7 +228,7 @@ def test_gradient_ratios_are_shown_with_the_growth_of_the_heads(tmp_path):
     fill(study, tmp_path, probed)
     assert report(tmp_path, "figure1") == 0
     line = line_of(page(tmp_path), "lion_dg gradient_ratio_every=1 ", "1.000 |")
-    assert "| 42 | 0.00 | 0.250 | – | – | 0.250 (20) | 0.125, 1.000 |" in line
+    assert "| 42 | 0.00 | 0.250 | 0.250 (20) | 0.125, 1.000 |" in line
     assert (tmp_path / "report" / "figure1_gradients.png").exists()
 
 

@@ -60,7 +60,7 @@ def _steps(rows: Sequence[Row]) -> list[str]:
                 _gap(row.speedup, paper and paper.value, "{:+.1f}"),
             )
         )
-    return [*table(header, lines), "", *_tests(rows, "{:+,.0f}"), *_published_steps(rows)]
+    return [*_filled(header, lines), "", *_tests(rows, "{:+,.0f}"), *_published_steps(rows)]
 
 
 def _tests(rows: Sequence[Row], form: str) -> list[str]:
@@ -125,7 +125,7 @@ def _accuracy(rows: Sequence[Row]) -> list[str]:
             )
         )
     header = ("run", "n", "accuracy %", "paper %", "ours - paper")
-    return [*table(header, lines), "", *_tests(rows, "{:+.2f}")]
+    return [*_filled(header, lines), "", *_tests(rows, "{:+.2f}")]
 
 
 def _by_seed(
@@ -214,7 +214,7 @@ def _times(results: StudyResults) -> list[str]:
             speedup = _number(speedups[label], "{:+.1f}")
             lines.append((label, cells[0], speedup, *cells[1:]))
     names = [name for name, *_ in parts]
-    return table(("run", names[0], "less time %", *names[1:]), lines)
+    return _filled(("run", names[0], "less time %", *names[1:]), lines)
 
 
 def _awakening(results: StudyResults) -> list[str]:
@@ -245,7 +245,14 @@ def _awakening(results: StudyResults) -> list[str]:
                 or ABSENT,
             )
         )
-    return table(header, lines)
+    return _filled(header, lines)
+
+
+def _filled(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """Return a table without the columns that no row fills."""
+    columns = [c for c in zip(header, *lines, strict=True) if {*c[1:]} != {ABSENT}]
+    kept_header, *kept_lines = zip(*columns, strict=True)
+    return table(kept_header, kept_lines)
 
 
 def _sample(values: Sequence[float | None]) -> Sample | None:
