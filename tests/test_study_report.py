@@ -228,7 +228,7 @@ def test_gradient_ratios_are_shown_with_the_growth_of_the_heads(tmp_path):
     fill(study, tmp_path, probed)
     assert report(tmp_path, "figure1") == 0
     line = line_of(page(tmp_path), "lion_dg gradient_ratio_every=1 ", "1.000 |")
-    assert "| 42 | 0.00 | 0.250 | 0.250 (20) | 0.125, 1.000 |" in line
+    assert "| 42 | 0.00 | 0.250 | 0.250 (20) | 0.125, 1.000 | 0.125, 1.000 |" in line
     assert (tmp_path / "report" / "figure1_gradients.png").exists()
 
 

@@ -219,3 +219,4 @@ def test_a_run_stopped_early_has_a_published_speedup_but_no_accuracy():
     assert published_accuracy(config) is None
     assert published_accuracy_by_seed(config) is None
     assert published_speedup(config).value == 8.3
+    assert published_speedup(replace(config, max_steps=100)) is None

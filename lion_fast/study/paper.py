@@ -94,6 +94,8 @@ def published_speedup(config: TrainConfig) -> Published | None:
     row = TABLE_1.get((config.dataset, config.arch, config.init))
     if row is None or row[2] is None or not _is_papers_setting(config):
         return None
+    if config.max_steps < NUM_STEPS:
+        return None
     return Published(row[2], None)
 
 

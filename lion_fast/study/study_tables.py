@@ -219,13 +219,13 @@ def _times(results: StudyResults) -> list[str]:
 
 def _awakening(results: StudyResults) -> list[str]:
     """Return gradient ratios, and the fitted growth of head weights where every step was probed."""
-    marks = (1, 10, 50, EARLY_STEPS)
+    marks, fitted = (1, 10, 50, EARLY_STEPS), (EARLY_STEPS // 10, EARLY_STEPS)
     header = (
         "run",
         "seed",
         *(f"ratio at step {mark}" for mark in marks),
         "last ratio (step)",
-        f"head norm's slope per step, R² ({EARLY_STEPS} steps)",
+        *(f"head norm's slope per step, R² ({num} steps)" for num in fitted),
     )
     lines = []
     for run in results.runs:
@@ -234,15 +234,17 @@ def _awakening(results: StudyResults) -> list[str]:
             continue
         by_step = dict(zip(map(int, steps), map(float, ratios), strict=True))
         is_dense = run.config.gradient_ratio_every == 1
-        fits = growth_fits(run).values() if is_dense else ()
+        fits = [growth_fits(run, num).values() if is_dense else () for num in fitted]
         lines.append(
             (
                 variant_label(run.variant),
                 str(run.config.seed),
                 *(significant(by_step[m]) if m in by_step else ABSENT for m in marks),
                 f"{significant(by_step[max(by_step)])} ({max(by_step):,})",
-                "; ".join(f"{significant(fit.slope)}, {fit.r_squared:.3f}" for fit in fits)
-                or ABSENT,
+                *(
+                    "; ".join(f"{significant(f.slope)}, {f.r_squared:.3f}" for f in of) or ABSENT
+                    for of in fits
+                ),
             )
         )
     return _filled(header, lines)
