@@ -179,6 +179,8 @@ def _study(arguments: Sequence[str]) -> int:
 
 def _report(arguments: Sequence[str]) -> int:
     parsed = tyro.cli(_ReportArguments, args=arguments, prog="lion-fast report")
+    if not parsed.subjects:
+        raise UserError("report needs names of studies, or result files: bench/results/*.json")
     is_json = {subject.endswith(".json") for subject in parsed.subjects}
     if len(is_json) == 2:
         raise UserError("report takes studies or JSON files of benchmarks: not both at once")

@@ -400,10 +400,13 @@ def test_other_json_is_refused_in_one_line_that_names_the_file(tmp_path, capsys,
 
 def test_no_files_missing_files_and_a_bad_out_give_one_line(tmp_path, capsys):
     good = write(tmp_path / "good.json", H200, [])
+    folder = tmp_path / "folder.json"
+    folder.mkdir()
     for arguments, words in (
-        ([], "needs result files"),
+        ([], "needs names of studies, or result files"),
         (["nowhere.json"], "nowhere.json: cannot be read"),
-        ([str(tmp_path)], "cannot be read"),
+        ([str(folder)], "cannot be read"),
+        ([str(tmp_path)], "unknown study"),
         ([str(good), "--out", str(good)], "cannot be written"),
     ):
         assert main(["report", *arguments]) == 2
