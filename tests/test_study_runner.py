@@ -1,3 +1,4 @@
+import _thread
 import csv
 import json
 import os
@@ -14,6 +15,7 @@ import pytest
 from lion_fast.cli import main
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.study import runner
 from lion_fast.study.grid import Study, grid
 from lion_fast.study.runner import run_study
 from lion_fast.study.status import cell_states, clock, seconds_left, status_lines
@@ -280,6 +282,20 @@ def test_ctrl_c_lets_runs_in_flight_save_and_exits_130(tmp_path):
     last = list({event[3]: event[0] for event in events(tmp_path)}.values())  # of every worker
     assert set(last) <= {"saved", "finished"}
     assert "saved" in last
+
+
+def test_a_worker_that_has_just_finished_is_deaf_to_an_interrupt(tmp_path, monkeypatch):
+    def serve_and_be_interrupted(*_):
+        _thread.interrupt_main()  # flagged now, raised at the next call
+
+    monkeypatch.setattr(runner, "_serve", serve_and_be_interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        runner._work(None, tmp_path, 1, fake_train)
+        _thread.interrupt_main()
+        time.sleep(0.01)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_terminals_ctrl_c_reaches_each_run_once(tmp_path):

@@ -229,6 +229,15 @@ def _manner_of_death(exitcode: int | None) -> str:
 def _work(pipe: Connection, folder: Path, jobs: int, trainer: Trainer) -> None:
     """Run cells that come through `pipe` until told to end; the body of a worker process."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        try:
+            _serve(pipe, folder, jobs, trainer)
+        finally:
+            # The study may interrupt a worker that has just finished.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _serve(pipe: Connection, folder: Path, jobs: int, trainer: Trainer) -> None:
     tasks: SimpleQueue[_Task | None] = SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, tasks), daemon=True).start()
     try:
@@ -236,7 +245,7 @@ def _work(pipe: Connection, folder: Path, jobs: int, trainer: Trainer) -> None:
             while (task := tasks.get()) is not None:
                 pipe.send(_run_cell(store, task, jobs, trainer))
     except KeyboardInterrupt:
-        return
+        raise
     except UserError as error:
         pipe.send(_Result("store error", str(error)))
     except BaseException:
