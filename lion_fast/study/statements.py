@@ -1,7 +1,7 @@
 """The paper's statements, each with the bar that decides whether a study reproduces it.
 
-The bars were set before any study ran. "Not reproduced" says that the runs at hand do not show it,
-which three seeds may simply be too few for; the evidence says how far they go.
+The bars were set before any study had ended. "Not reproduced" says that the runs at hand do not
+show it, which three seeds may simply be too few for; the evidence says how far they go.
 """
 
 from collections.abc import Callable, Sequence
