@@ -1,6 +1,5 @@
 """`lion-fast report` shows what the result files hold, and nothing else."""
 
-import itertools
 import json
 import re
 import subprocess
@@ -412,34 +411,3 @@ def test_no_files_missing_files_and_a_bad_out_give_one_line(tmp_path, capsys):
         assert main(["report", *arguments]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and words in error
-
-
-def test_labels_are_spread_without_changing_their_order():
-    wanted = [0.5, 0.1, 0.51, 0.5, 0.9]
-    places = figures.spread(wanted, 0.1)
-    order = sorted(range(5), key=lambda index: wanted[index])
-    gaps = [places[b] - places[a] for a, b in itertools.pairwise(order)]
-    assert min(gaps) >= 0.1 - 1e-6
-    assert places[1] == 0.1 and places[4] == 0.9
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (1.5, "1.50 s"),
-        (0.0123456, "12.3 ms"),
-        (4.2e-5, "42.0 µs"),
-        (3e-8, "30.0 ns"),
-        (0.0, "0.00 ns"),
-    ],
-)
-def test_times_have_units_and_three_digits(value, text):
-    assert markdown.seconds(value) == text
-
-
-def test_numbers_are_never_scientific():
-    assert markdown.significant(1_234_567.0) == "1,234,567"
-    assert markdown.significant(0.00012345) == "0.000123"
-    assert markdown.significant(float("inf")) == "∞"
-    assert markdown.num_bytes(1536) == "1.50 KiB"
-    assert markdown.num_bytes(7) == "7 B"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from lion_fast.study import paper
 from lion_fast.study.stats import (
     cohens_d,
     compare,
@@ -17,28 +18,18 @@ from lion_fast.study.stats import (
     welch_p_value,
 )
 
-# arXiv 2601.02105, Table 6: validation accuracy on CIFAR-10 with DenseNet-DS, seeds 42, 123, 456.
-TABLE_6 = {
-    "he": [79.71, 82.17, 81.45],
-    "lion_dg": [80.19, 80.55, 81.04],
-    "lsuv": [79.74, 78.91, 84.07],
-    "lion_lsuv": [81.01, 82.16, 82.58],
-}
-TABLE_1 = {
-    "he": (81.11, 1.03),
-    "lion_dg": (80.59, 0.35),
-    "lsuv": (80.91, 2.26),
-    "lion_lsuv": (81.92, 0.66),
-}
-# Table 7: steps to 70 % training accuracy, with the mean and deviation printed below them.
-TABLE_7 = {"fixup": [1283, 1089, 1302], "rezero": [1265, 1067, 1278]}
+TABLE_6 = {method: list(by_seed.values()) for method, by_seed in paper.TABLE_6.items()}
+TABLE_7 = {method: list(by_seed.values()) for method, by_seed in paper.TABLE_7.items()}
+# The mean and the deviation that the paper prints below its Table 7.
 PRINTED_7 = {"fixup": (1225, 114), "rezero": (1203, 116)}
 
 
 @pytest.mark.parametrize("method", TABLE_6)
 def test_table_6_gives_the_means_and_population_deviations_of_table_1(method):
     sample = describe(TABLE_6[method])
-    assert (round(sample.mean, 2), round(sample.population_std, 2)) == TABLE_1[method]
+    assert (round(sample.mean, 2), round(sample.population_std, 2)) == (
+        paper.TABLE_1["cifar10", "densenet_ds", method][:2]
+    )
 
 
 def test_the_papers_deviations_are_smaller_than_sample_deviations_of_three_seeds():

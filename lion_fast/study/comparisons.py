@@ -11,7 +11,7 @@ from lion_fast.study.stats import (
     Comparison,
     Sample,
     compare,
-    describe,
+    describe_whole,
     paired_speedups,
     speedup_interval,
     speedup_percent,
@@ -42,16 +42,10 @@ class Row:
     """Of the variant's first finished run."""
     values: Mapping[int, float | None]
     """By seed; None where a run has no value."""
-    sample: Sample | None
-    """Over the seeds; None where one has no value."""
+    baseline: Mapping[int, float | None]
+    """The baseline's, likewise; empty where the variant has none, or none that has run."""
     comparison: Comparison | None
-    """With the baseline; None where the variant has none, or none that has run."""
-    speedups: Mapping[int, float | None]
-    """Percent less than the baseline, seed by seed."""
-    speedup: float | None
-    """Percent that the mean is below the baseline's mean."""
-    interval: tuple[float, float] | None
-    """95 % bootstrap interval of `speedup`."""
+    """With the baseline; None where there is none."""
 
     @property
     def label(self) -> str:
@@ -62,6 +56,26 @@ class Row:
     def num_reached(self) -> int:
         """Seeds that have a value."""
         return sum(value is not None for value in self.values.values())
+
+    @property
+    def sample(self) -> Sample | None:
+        """Over the seeds; None where one has no value."""
+        return describe_whole(list(self.values.values()))
+
+    @property
+    def speedups(self) -> Mapping[int, float | None]:
+        """Percent less than the baseline, seed by seed."""
+        return paired_speedups(self.values, self.baseline)
+
+    @property
+    def speedup(self) -> float | None:
+        """Percent that the mean is below the baseline's mean."""
+        return speedup_percent(list(self.values.values()), list(self.baseline.values()))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % bootstrap interval of `speedup`."""
+        return speedup_interval(list(self.values.values()), list(self.baseline.values()))
 
 
 def compare_variants(results: StudyResults, quantity: Quantity) -> list[Row]:
@@ -86,26 +100,17 @@ def compare_variants(results: StudyResults, quantity: Quantity) -> list[Row]:
         {label: list(baseline.values()) for label, baseline in baselines.items()},
         words=quantity.words,
     )
-    rows = []
-    for variant in results.study.variants:
-        label = variant_label(variant)
-        if label not in values:
-            continue
-        ours, theirs = values[label], baselines.get(label, {})
-        present = [value for value in ours.values() if value is not None]
-        rows.append(
-            Row(
-                variant,
-                results.of(variant)[0].config,
-                ours,
-                describe(present) if len(present) == len(ours) else None,
-                comparisons.get(label),
-                paired_speedups(ours, theirs),
-                speedup_percent(list(ours.values()), list(theirs.values())),
-                speedup_interval(list(ours.values()), list(theirs.values())),
-            )
+    return [
+        Row(
+            variant,
+            results.of(variant)[0].config,
+            values[label],
+            baselines.get(label, {}),
+            comparisons.get(label),
         )
-    return rows
+        for variant in results.study.variants
+        if (label := variant_label(variant)) in values
+    ]
 
 
 def conclusion(results: StudyResults) -> list[str]:

@@ -11,11 +11,11 @@ from lion_fast.study.grid import course
 
 
 class Published(NamedTuple):
-    """A figure of the paper."""
+    """A mean of the paper."""
 
     value: float
-    std: float | None
-    """Population deviation over its three seeds, where it gives one."""
+    std: float
+    """Population deviation over its three seeds."""
 
 
 NUM_STEPS = PRESETS["paper"].max_steps
@@ -89,14 +89,12 @@ def published_accuracy_by_seed(config: TrainConfig) -> Mapping[int, float] | Non
     return TABLE_6.get(config.init) if is_of_table_6 else None
 
 
-def published_speedup(config: TrainConfig) -> Published | None:
+def published_speedup(config: TrainConfig) -> float | None:
     """Return the paper's speedup over He-init in %; None where it gives none."""
     row = TABLE_1.get((config.dataset, config.arch, config.init))
-    if row is None or row[2] is None or not _is_papers_setting(config):
+    if row is None or not _is_papers_setting(config) or config.max_steps < NUM_STEPS:
         return None
-    if config.max_steps < NUM_STEPS:
-        return None
-    return Published(row[2], None)
+    return row[2]
 
 
 def published_steps(config: TrainConfig) -> Mapping[int, int] | None:

@@ -46,7 +46,7 @@ class StudyResults:
     study: Study
     runs: tuple[Run, ...]
     failed: tuple[tuple[Cell, str], ...]
-    """Runs whose last attempt failed, each with its error's last line."""
+    """Runs whose last attempt failed, each with its error."""
     missing: tuple[Cell, ...]
 
     def of(self, variant: Variant) -> list[Run]:
@@ -59,7 +59,7 @@ class StudyResults:
 
     def find(self, **fields: Any) -> list[Run]:
         """Return the finished runs whose config has these values."""
-        return [run for run in self.runs if _has(run.config, fields)]
+        return [run for run in self.runs if has_values(run.config, fields)]
 
     @cached_property
     def groups(self) -> dict[str, list[Variant]]:
@@ -83,7 +83,8 @@ class StudyResults:
         return variant_label({k: v for k, v in variant.items() if k in self.study.baseline})
 
 
-def _has(config: TrainConfig, fields: Mapping[str, Any]) -> bool:
+def has_values(config: TrainConfig, fields: Mapping[str, Any]) -> bool:
+    """Return whether the config has these values."""
     return all(getattr(config, name) == value for name, value in fields.items())
 
 

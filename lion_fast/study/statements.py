@@ -13,7 +13,7 @@ import numpy as np
 from lion_fast.study.comparisons import ACCURACY, STEPS, Quantity, Row, compare_variants
 from lion_fast.study.markdown import significant
 from lion_fast.study.paper import NUM_STEPS, TABLE_1, published_accuracy, published_speedup
-from lion_fast.study.results import Run, StudyResults
+from lion_fast.study.results import Run, StudyResults, has_values
 from lion_fast.study.stats import LinearFit, linear_fit, spearman
 
 EARLY_STEPS = 100
@@ -69,10 +69,8 @@ def _untested(why: str) -> Judgement:
 
 def _row(results: StudyResults, quantity: Quantity, fields: dict[str, object]) -> Row | None:
     """Return the table's row whose config has these values."""
-    for row in compare_variants(results, quantity):
-        if all(getattr(row.config, name) == value for name, value in fields.items()):
-            return row
-    return None
+    rows = compare_variants(results, quantity)
+    return next((row for row in rows if has_values(row.config, fields)), None)
 
 
 def _fewer_steps(**fields: object) -> Judge:
@@ -96,7 +94,7 @@ def _steps_evidence(row: Row) -> str:
         parts.append(f"95 % interval {row.interval[0]:+.1f} to {row.interval[1]:+.1f} %")
     paper = published_speedup(row.config)
     if paper is not None:
-        parts.append(f"paper {paper.value:+.1f} %")
+        parts.append(f"paper {paper:+.1f} %")
     return f"{', '.join(parts)}; {row.comparison.verdict}"
 
 

@@ -32,6 +32,12 @@ def describe(values: Sequence[float]) -> Sample:
     return Sample(len(values), mean(values), std, pstdev(values))
 
 
+def describe_whole(values: Sequence[float | None]) -> Sample | None:
+    """Return `describe` of the values; None where there is none or one is missing."""
+    present = _reached(values)
+    return describe(present) if present else None
+
+
 def welch_p_value(values: Sequence[float], baseline: Sequence[float]) -> float | None:
     """Return the two-sided p of Welch's t-test; None below two seeds or where nothing varies."""
     ours, theirs = describe(values), describe(baseline)
