@@ -55,8 +55,8 @@ class _StudyArguments:
     """Run a grid of runs with several seeds; started again, it runs only what is missing."""
 
     study: tyro.conf.Positional[str]
-    """quickstart, table1, table2, table6, table7, gradinit, figure1, alpha, warmup, boundary,
-    sensitivity, exits, or a TOML file."""
+    """quickstart, table1, table2, table6, headline, table7, gradinit, figure1, alpha, warmup,
+    boundary, sensitivity, exits, or a TOML file."""
     seeds: tuple[int, ...] | None = None
     """Seeds of every variant. Default: the study's."""
     jobs: int = 1
