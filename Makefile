@@ -7,7 +7,7 @@ EXTRAS ?= dali,tensorboard,dev
 WANTED := $(CURDIR) $(EXTRAS) $(shell cat setup.py constraints.txt | sha256sum | cut -c1-16)
 STAMP := $(VENV)/.lion-fast
 
-.PHONY: setup ready run test test-all lint format bench bench-compare gpu clean
+.PHONY: setup ready run test lint format bench bench-report bench-compare gpu clean
 
 setup:
 	test -x $(BIN)/python || $(PYTHON3) -m venv $(VENV)
@@ -37,6 +37,10 @@ format: ready
 
 bench: ready
 	$(BIN)/python -m pytest bench --benchmark-only
+
+# Renders every committed result.
+bench-report: ready
+	cd bench && $(abspath $(BIN))/python -m report results/*.json
 
 # Fails when a median is more than 10 % above that of the JSON file BASE, from the same machine.
 bench-compare: ready

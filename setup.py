@@ -25,7 +25,7 @@ setup(
         "lion_fast.kernels",
         "lion_fast.models",
         "lion_fast.study",
-        "lion_fast.train",
+        "lion_fast.training",
     ],
     package_dir={"lion_fast.kernels": "kernels"},
     install_requires=[

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lion_fast.train.environment import environment
+from lion_fast.training.environment import environment
 
 _GPU_FACTS = ("gpu", "compute_capability", "cudnn", "driver")
 SPEED_FACTS = (

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.loaders import Batch
-from lion_fast.data.sources import ImageSet
+from lion_fast.data.batches import Batch
+from lion_fast.data.images import ImageSet
 
 
 class HandLoop:

@@ -3,14 +3,14 @@
 from typing import Self
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.loaders import Batch, make_loader
+from lion_fast.data.batches import Batch, make_loader
+from lion_fast.data.images import ImageSet
 from lion_fast.data.plan import BatchPlan
-from lion_fast.data.sources import ImageSet
-from lion_fast.train.build import build
-from lion_fast.train.engine import make_engine
-from lion_fast.train.meters import row_width
-from lion_fast.train.resolve import resolve
-from lion_fast.train.step import TrainStep, float32_precision
+from lion_fast.training.build import build
+from lion_fast.training.engine import make_engine
+from lion_fast.training.history import row_width
+from lion_fast.training.resolve import resolve
+from lion_fast.training.step import TrainStep, float32_precision
 
 
 def _plan(config: TrainConfig, image_set: ImageSet) -> BatchPlan:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
+from lion_fast.data.images import ImageSet
 from lion_fast.data.plan import BatchPlan
-from lion_fast.data.sources import ImageSet
 from lion_fast.kernels import augment_batch, augment_batch_ref
 
 NUM_BATCHES = 64

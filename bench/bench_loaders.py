@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from lion_fast.config import TrainConfig
+from lion_fast.data.batches import Loader, make_loader
 from lion_fast.data.dali import dali_status
-from lion_fast.data.loaders import Loader, make_loader
+from lion_fast.data.images import ImageSet
 from lion_fast.data.plan import BatchPlan
-from lion_fast.data.sources import ImageSet
-from lion_fast.train.build import build
-from lion_fast.train.engine import make_engine
-from lion_fast.train.meters import row_width
-from lion_fast.train.resolve import resolve
-from lion_fast.train.step import TrainStep, float32_precision
+from lion_fast.training.build import build
+from lion_fast.training.engine import make_engine
+from lion_fast.training.history import row_width
+from lion_fast.training.resolve import resolve
+from lion_fast.training.step import TrainStep, float32_precision
 
 BATCH_SIZE = 128
 LOADERS: dict[str, dict[str, Any]] = {

@@ -19,7 +19,7 @@ from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.sources import ImageSet
+from lion_fast.data.images import ImageSet
 
 INITS = ("lion_dg", "he")
 BOUND = {"cuda": 0.01, "cpu": 0.03}

@@ -17,7 +17,7 @@ ENGINES = {
 QUICK = ["--engine", "eager", "--growth-rate", 2, "--block-layers", 1, "--batch-size", 8]
 COMMANDS = {
     "import lion_fast": (["-c", "import lion_fast"], 3.0),
-    "import lion_fast.train": (["-c", "import lion_fast.train"], None),
+    "import lion_fast.training": (["-c", "import lion_fast.training"], None),
     "lion-fast --help": (["-m", "lion_fast.cli", "--help"], 2.0),
     "lion-fast train --help": (["-m", "lion_fast.cli", "train", "--help"], 2.0),
 }

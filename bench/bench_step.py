@@ -21,10 +21,10 @@ from _training import Training, new_step
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.dali import dali_status
-from lion_fast.data.sources import ImageSet
+from lion_fast.data.images import ImageSet
 from lion_fast.errors import UserError
-from lion_fast.train.resolve import Resolved, resolve
-from lion_fast.train.step import float32_precision
+from lion_fast.training.resolve import Resolved, resolve
+from lion_fast.training.step import float32_precision
 
 TINY = {"growth_rate": 2, "block_layers": 1, "batch_size": 8, "num_workers": 0}
 ENGINES = ("eager", "compile", "graph")

@@ -14,8 +14,8 @@ from typing import Any
 from _processes import state, stated
 
 from lion_fast.config import TrainConfig
+from lion_fast.report.results import read_study
 from lion_fast.study.grid import Study, grid
-from lion_fast.study.results import read_study
 from lion_fast.study.runner import run_study
 
 NUM_STEPS = 3000

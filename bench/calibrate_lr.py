@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lion_fast import PRESETS, TrainConfig, train
-from lion_fast.train.console import Plain
+from lion_fast.training.console import Plain
 
 MILESTONES = (200, 400, 800, 1100)
 """Steps at which the windowed accuracy is noted."""

@@ -36,8 +36,8 @@ from lion_fast.errors import UserError
 from lion_fast.init import initialize_
 from lion_fast.kernels import augment_batch
 from lion_fast.models import DeeplySupervised, build_model
-from lion_fast.train.resolve import Resolved, resolve
-from lion_fast.train.step import autocast, float32_precision
+from lion_fast.training.resolve import Resolved, resolve
+from lion_fast.training.step import autocast, float32_precision
 
 IMAGE_SIZE = (32, 32)
 NUM_CLASSES = 10

@@ -26,9 +26,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.errors import TritonError
 
-from ._aot_case import AotCase
-from ._heads_aot import AOT_CASES as _HEADS_CASES
+from .aot_case import AotCase
 from .augment import AOT_CASES as _AUGMENT_CASES
+from .heads.aot import AOT_CASES as _HEADS_CASES
 
 CASES: list[AotCase] = [*_HEADS_CASES, *_AUGMENT_CASES]
 CAPABILITIES = (70, 75, 80, 90, 100)

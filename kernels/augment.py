@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._aot_case import AotCase
+from .aot_case import AotCase
 from .dispatch import Impl, resolve_impl
 
 # Not tuned: no GPU has run bench/bench_augment.py yet.

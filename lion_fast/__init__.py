@@ -13,16 +13,16 @@ _HOME = {
     "PRESETS": "lion_fast.config",
     "UserError": "lion_fast.errors",
     "BatchPlan": "lion_fast.data.plan",
-    "ImageSet": "lion_fast.data.sources",
-    "load_image_set": "lion_fast.data.sources",
+    "ImageSet": "lion_fast.data.images",
+    "load_image_set": "lion_fast.data.images",
     "densenet_ds": "lion_fast.models",
     "resnet_ds": "lion_fast.models",
     "initialize_": "lion_fast.init",
     "lion_dg_": "lion_fast.init",
     "deep_supervision_loss": "lion_fast.kernels",
-    "Summary": "lion_fast.train",
-    "train": "lion_fast.train",
-    "evaluate": "lion_fast.train",
+    "Summary": "lion_fast.training",
+    "train": "lion_fast.training",
+    "evaluate": "lion_fast.training",
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605
 

@@ -83,13 +83,12 @@ class _StudyArguments:
 
 @dataclass
 class _ReportArguments:
-    """Markdown, HTML and pictures of studies, or of benchmark results."""
+    """Markdown, HTML and pictures of studies."""
 
     subjects: tyro.conf.Positional[tuple[str, ...]]
-    """Names or TOML files of studies that have run; or JSON files of pytest --benchmark-json and
-    make gpu, from any number of machines."""
+    """Names or TOML files of studies that have run."""
     out: Path = Path("report")
-    """Folder for studies.md, .html, .json or benchmarks.md, and the pictures."""
+    """Folder for studies.md, .html, .json and the pictures."""
     studies: Path = Path("studies")
     """Folder that holds the studies' folders: --out of lion-fast study."""
 
@@ -98,7 +97,7 @@ def _train(arguments: Sequence[str]) -> int:
     preset, resume = _peek(arguments, "--preset"), _peek(arguments, "--resume")
     config = PRESETS.get(preset or "", TrainConfig())
     if resume is not None:
-        from lion_fast.train.rundir import RunFolder
+        from lion_fast.training.rundir import RunFolder
 
         config = RunFolder.open(Path(resume))[1]
     default = _TrainArguments(config=_Unchecked(**vars(config)))
@@ -111,8 +110,8 @@ def _train(arguments: Sequence[str]) -> int:
             )
         config.check_resumable_as(wanted)
 
-    from lion_fast.train import train
-    from lion_fast.train.console import make_console
+    from lion_fast.training import train
+    from lion_fast.training.console import make_console
 
     console = make_console(wanted.max_steps)
     summary = train(wanted, resume=parsed.resume, console=console)
@@ -123,7 +122,7 @@ def _train(arguments: Sequence[str]) -> int:
 def _eval(arguments: Sequence[str]) -> int:
     parsed = tyro.cli(_EvalArguments, args=arguments, prog="lion-fast eval")
 
-    from lion_fast.train import evaluate
+    from lion_fast.training import evaluate
 
     validation = evaluate(parsed.run, device=parsed.device)
     for line in validation.lines():
@@ -135,7 +134,7 @@ def _eval(arguments: Sequence[str]) -> int:
 def _doctor(arguments: Sequence[str]) -> int:
     tyro.cli(_DoctorArguments, args=arguments, prog="lion-fast doctor")
 
-    from lion_fast.train.doctor import doctor
+    from lion_fast.training.doctor import doctor
 
     print("\n".join(doctor()))
     return 0
@@ -144,8 +143,8 @@ def _doctor(arguments: Sequence[str]) -> int:
 def _study(arguments: Sequence[str]) -> int:
     parsed = tyro.cli(_StudyArguments, args=arguments, prog="lion-fast study")
 
+    from lion_fast.report.results import read_study, study_as_stored
     from lion_fast.study.export import export_csv
-    from lion_fast.study.results import read_study, study_as_stored
     from lion_fast.study.runner import run_study
     from lion_fast.study.status import status_lines, watch
     from lion_fast.study.studies import find_study
@@ -170,7 +169,7 @@ def _study(arguments: Sequence[str]) -> int:
             print(path)
     else:
         outcome = run_study(study, parsed.out, jobs=parsed.jobs)
-        from lion_fast.study.comparisons import conclusion
+        from lion_fast.report.comparisons import conclusion
 
         print("\n".join(conclusion(read_study(study, parsed.out))))
         return 1 if outcome.num_failed else 0
@@ -180,23 +179,16 @@ def _study(arguments: Sequence[str]) -> int:
 def _report(arguments: Sequence[str]) -> int:
     parsed = tyro.cli(_ReportArguments, args=arguments, prog="lion-fast report")
     if not parsed.subjects:
-        raise UserError("report needs names of studies, or result files: bench/results/*.json")
-    is_json = {subject.endswith(".json") for subject in parsed.subjects}
-    if len(is_json) == 2:
-        raise UserError("report takes studies or JSON files of benchmarks: not both at once")
-    if is_json == {False}:
-        from lion_fast.study.results import read_study
-        from lion_fast.study.studies import find_study
-        from lion_fast.study.study_report import report_studies
+        raise UserError("report needs names of studies that have run: lion-fast report quickstart")
 
-        names = dict.fromkeys(parsed.subjects)
-        written = report_studies(
-            [read_study(find_study(name), parsed.studies) for name in names], parsed.out
-        )
-    else:
-        from lion_fast.study.bench_report import report_benchmarks
+    from lion_fast.report.page import report_studies
+    from lion_fast.report.results import read_study
+    from lion_fast.study.studies import find_study
 
-        written = report_benchmarks(list(map(Path, parsed.subjects)), parsed.out)
+    names = dict.fromkeys(parsed.subjects)
+    written = report_studies(
+        [read_study(find_study(name), parsed.studies) for name in names], parsed.out
+    )
     for path in written:
         print(path)
     return 0
@@ -206,7 +198,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "train a network; report steps and seconds to the target accuracy"),
     "eval": (_eval, "validation accuracy of every head of a run"),
     "study": (_study, "run a grid of runs with several seeds, or go on with it"),
-    "report": (_report, "tables and pictures of studies, or of benchmark results"),
+    "report": (_report, "tables and pictures of studies"),
     "doctor": (_doctor, "what this machine has, and what `auto` picks here and why"),
 }
 

@@ -59,7 +59,7 @@ def test_every_kernel_compiles_for_every_target_and_none_spills():
 
 BAD_KERNELS = """
 import triton, triton.language as tl
-from lion_fast.kernels._aot_case import AotCase
+from lion_fast.kernels.aot_case import AotCase
 from lion_fast.kernels.aot import report
 
 @triton.jit

@@ -1,14 +1,8 @@
 """Each balancing method of the benchmark has the defining property of its paper."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
-
 from bench_balancing import (
     ALPHA,
     BALANCERS,

@@ -9,15 +9,12 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
-
 import _harness
 import _machine
 import gpu_suite
+import numpy as np
+import pytest
+import torch
 
 BENCH = Path(_harness.__file__).parent
 CPU = torch.device("cpu")

@@ -13,10 +13,10 @@ from PIL import Image
 
 from lion_fast.cli import main
 from lion_fast.study import figures, markdown
-from lion_fast.study.bench_plots import loader_rates, step_bars
-from lion_fast.study.bench_report import TITLES, report_benchmarks
-from lion_fast.study.bench_results import by_machine, read_results
-from lion_fast.study.bench_tables import settings
+from report.page import TITLES, report_benchmarks
+from report.plots import loader_rates, step_bars
+from report.results import by_machine, read_results
+from report.tables import settings
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 SAMPLE = """\

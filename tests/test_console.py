@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from lion_fast.train.console import Live, Plain, Progress, make_console
+from lion_fast.training.console import Live, Plain, Progress, make_console
 
 PROGRESS = Progress(
     step=50,

@@ -12,8 +12,8 @@ import torch
 pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI: pip install 'lion-fast[dali]'")
 
 from lion_fast.data import dali
+from lion_fast.data.batches import memory_format
 from lion_fast.data.dali import DaliLoader, dali_status
-from lion_fast.data.loaders import memory_format
 from lion_fast.data.plan import BatchPlan
 from lion_fast.data.resident import ResidentLoader
 from lion_fast.errors import UserError

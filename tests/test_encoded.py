@@ -7,9 +7,9 @@ from PIL import Image
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.encoded import EncodedSet, open_data
-from lion_fast.data.sources import ImageSet
+from lion_fast.data.images import ImageSet
 from lion_fast.errors import UserError
-from lion_fast.train import evaluate, train
+from lion_fast.training import evaluate, train
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from run_results import table
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.encoded import open_data
-from lion_fast.train import loop, train
-from lion_fast.train.console import Silent
-from lion_fast.train.engine import StepEngine
-from lion_fast.train.resolve import resolve
-from lion_fast.train.rundir import RunFolder
+from lion_fast.training import loop, train
+from lion_fast.training.console import Silent
+from lion_fast.training.engine import StepEngine
+from lion_fast.training.resolve import resolve
+from lion_fast.training.rundir import RunFolder
 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(),

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.folder import decode_image, list_image_folder
-from lion_fast.data.sources import ImageSet, load_image_set
+from lion_fast.data.images import ImageSet, load_image_set
 from lion_fast.errors import UserError
 
 RNG = np.random.default_rng(0)

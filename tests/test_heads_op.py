@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 
 from lion_fast.kernels import deep_supervision_loss
-from lion_fast.kernels._heads_launch import empty_forward, forward_launches
+from lion_fast.kernels.heads.launch import empty_forward, forward_launches
 
 interpreted = pytest.mark.skipif(
     DEVICE.type == "cuda", reason="watches Triton's interpreter, which a machine with a GPU skips"

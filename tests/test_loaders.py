@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from lion_fast.data import make_loader, resident
+from lion_fast.data.images import ImageSet
 from lion_fast.data.plan import BatchPlan
 from lion_fast.data.resident import ResidentLoader
-from lion_fast.data.sources import ImageSet
 from lion_fast.data.workers import WorkersLoader
 from lion_fast.errors import UserError
 from lion_fast.kernels import augment_batch_ref

@@ -4,31 +4,26 @@
 """
 
 import re
-import sys
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 import torch._inductor.config as inductor_config
+from _training import Training, new_step
+from bench_overhead import FirstSteps, allocation_sizes
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.utils import run_and_get_code
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
-
-from _training import Training, new_step
-from bench_overhead import FirstSteps, allocation_sizes
-
 from lion_fast.config import TrainConfig
-from lion_fast.data.loaders import Batch
-from lion_fast.data.sources import load_image_set
-from lion_fast.train.resolve import _has_cpp_compiler
+from lion_fast.data.batches import Batch
+from lion_fast.data.images import load_image_set
+from lion_fast.training.resolve import _has_cpp_compiler
 
 ARCHITECTURES = ("densenet_ds", "resnet_ds")
 needs_gpu = pytest.mark.skipif(

@@ -5,9 +5,9 @@ import torch
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.train import resolve as resolve_module
-from lion_fast.train.doctor import doctor
-from lion_fast.train.resolve import resolve
+from lion_fast.training import resolve as resolve_module
+from lion_fast.training.doctor import doctor
+from lion_fast.training.resolve import resolve
 
 
 @pytest.fixture

@@ -1,20 +1,15 @@
 """The rivals of the benchmarks train as the trainer does, so that only their speed differs."""
 
-import sys
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
-
 from _rivals import HandLoop, PlainScript
 from _training import Training, new_step
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.sources import load_image_set
+from lion_fast.data.images import load_image_set
 
 NUM_STEPS = 4
 

@@ -1,18 +1,12 @@
 """The roofline counts what a step must do: checked against arithmetic by hand."""
 
-import sys
-from pathlib import Path
-
 import pytest
+import roofline
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "bench"))
-
-import roofline
-
 from lion_fast.config import TrainConfig
-from lion_fast.train.resolve import resolve
+from lion_fast.training.resolve import resolve
 
 BATCH = 2
 

@@ -13,12 +13,14 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     "errors": set(),
     "config": {"errors"},
+    "figures": {"errors"},
     "data": {"errors", "config"},
     "models": {"errors", "config"},
     "init": {"errors", "config", "models"},
-    "train": {"errors", "config", "data", "models", "init"},
-    "study": {"errors", "config", "data", "models", "init", "train"},
-    "cli": {"errors", "config", "data", "models", "init", "train", "study"},
+    "training": {"errors", "config", "figures", "data", "models", "init"},
+    "study": {"errors", "config", "data", "models", "init", "training"},
+    "report": {"errors", "config", "figures", "data", "models", "init", "training", "study"},
+    "cli": {"errors", "config", "data", "models", "init", "training", "study", "report"},
 }
 SOURCES = sorted((ROOT / "lion_fast").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
@@ -71,7 +73,7 @@ def test_triton_and_dali_stay_in_their_places(path):
 
 def test_importing_the_package_loads_nothing_that_is_heavy_and_optional():
     code = (
-        "import sys, lion_fast, lion_fast.train;"
+        "import sys, lion_fast, lion_fast.training;"
         "heavy = {'nvidia.dali', 'matplotlib', 'sklearn', 'rich', 'scipy'};"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -5,7 +5,7 @@ import pytest
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.encoded import open_data
-from lion_fast.data.sources import load_image_set
+from lion_fast.data.images import load_image_set
 from lion_fast.errors import UserError
 
 

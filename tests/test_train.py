@@ -10,8 +10,8 @@ from run_results import results, table
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.train import evaluate, train
-from lion_fast.train.step import TrainStep
+from lion_fast.training import evaluate, train
+from lion_fast.training.step import TrainStep
 
 
 @pytest.fixture

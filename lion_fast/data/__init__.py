@@ -1,5 +1,5 @@
 """Image sets, the batch plan and its loaders."""
 
-from lion_fast.data.loaders import make_loader
+from lion_fast.data.batches import make_loader
 
 __all__ = ["make_loader"]

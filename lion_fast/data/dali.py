@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lion_fast.data.loaders import Batch, Loader
+from lion_fast.data.batches import Batch, Loader
 from lion_fast.data.plan import BatchPlan, PlannedSteps
 from lion_fast.errors import UserError
 

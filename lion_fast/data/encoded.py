@@ -18,7 +18,7 @@ from lion_fast.data.folder import (
     folder_image_size,
     list_image_folder,
 )
-from lion_fast.data.sources import (
+from lion_fast.data.images import (
     BUILT_IN,
     MIN_IMAGE_SIZE,
     ImageSet,

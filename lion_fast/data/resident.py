@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lion_fast.config import Impl
-from lion_fast.data.loaders import Batch, Loader
+from lion_fast.data.batches import Batch, Loader
 from lion_fast.data.plan import BatchPlan
 from lion_fast.errors import UserError
 from lion_fast.kernels import augment_batch

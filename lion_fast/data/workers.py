@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from lion_fast.data.loaders import Batch, Loader, memory_format
+from lion_fast.data.batches import Batch, Loader, memory_format
 from lion_fast.data.plan import BatchPlan
 
 Planned = tuple[int, bool, list[int]]

@@ -8,9 +8,9 @@ Initialisation is `lion_fast.init`'s part.
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.models.densenet_ds import DenseNetDS, densenet_ds
-from lion_fast.models.heads import DeeplySupervised, Head, Heads, check_image_size
-from lion_fast.models.resnet_ds import ResNetDS, resnet_ds
+from lion_fast.models.base import DeeplySupervised, Head, Heads, check_image_size
+from lion_fast.models.densenet import DenseNetDS, densenet_ds
+from lion_fast.models.resnet import ResNetDS, resnet_ds
 
 __all__ = [
     "DeeplySupervised",

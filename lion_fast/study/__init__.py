@@ -1,1 +1,1 @@
-"""Studies of convergence in wall-clock time, and reports of them and of the benchmarks."""
+"""Studies of convergence in wall-clock time: grids of runs, their store, their workers."""

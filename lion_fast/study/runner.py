@@ -27,7 +27,7 @@ from lion_fast.study.status import cell_states, clock, outcome, seconds_left
 from lion_fast.study.store import Store, Table
 
 if TYPE_CHECKING:
-    from lion_fast.train import Summary
+    from lion_fast.training import Summary
 
 Trainer = Callable[[TrainConfig, Path | None, int], "Summary"]
 """trainer(config, run folder to resume or None, number of workers beside it) -> Summary"""
@@ -47,7 +47,7 @@ def train_cell(config: TrainConfig, resume: Path | None, jobs: int) -> "Summary"
     """Train one cell; `jobs` workers share the CPU's cores evenly."""
     import torch
 
-    from lion_fast.train import train
+    from lion_fast.training import train
 
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // jobs)))

@@ -1,0 +1,1 @@
+"""Benchmark JSON rendered as Markdown and pictures: `cd bench && python -m report`."""

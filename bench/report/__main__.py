@@ -1,0 +1,37 @@
+"""python -m report FILE... [--out DIR], run in bench/: benchmarks.md and pictures of JSON files."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from lion_fast.errors import UserError
+from report.page import report_benchmarks
+
+
+@dataclass
+class _Arguments:
+    """Render benchmark results as Markdown and pictures."""
+
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """JSON files of pytest --benchmark-json and make gpu, from any number of machines."""
+    out: Path = Path("results/report")
+    """Folder for benchmarks.md and its pictures."""
+
+
+def main() -> int:
+    """Write the report and print its paths; return 2 on bad input."""
+    parsed = tyro.cli(_Arguments, prog="python -m report")
+    try:
+        written = report_benchmarks(parsed.files, parsed.out)
+    except UserError as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    for path in written:
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""report_benchmarks(): benchmarks.md and pictures from JSON files, showing nothing else."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lion_fast.errors import UserError
+from lion_fast.report.markdown import seconds
+from report.plots import draw_all
+from report.results import (
+    MachineResults,
+    Origin,
+    SuiteOutcome,
+    by_machine,
+    read_results,
+)
+from report.tables import LEGEND, side_by_side, timed_alone
+
+TITLES = {
+    "bench_step": "Training step",
+    "bench_overhead": "Overhead of LION-DG",
+    "bench_balancing": "Run-time balancing",
+    "bench_init": "Initialisation",
+    "bench_time_to_target": "Time to target",
+    "bench_setup": "Set-up",
+    "bench_loaders": "Loaders",
+    "bench_heads": "Heads and losses",
+    "bench_augment": "Augmentation",
+    "bench_study": "Studies",
+}
+"""Benchmarks in order of appearance; others follow under their file's name."""
+
+
+def report_benchmarks(paths: Sequence[Path], out: Path) -> list[Path]:
+    """Write `benchmarks.md` and its pictures to `out`; return what was written.
+
+    Raises UserError where no file is given, one cannot be read, or `out` cannot be written.
+    """
+    if not paths:
+        raise UserError("report needs result files: give it bench/results/*.json")
+    machines = by_machine(map(read_results, dict.fromkeys(paths)))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        pictures = draw_all(machines, out)
+        page = out / "benchmarks.md"
+        page.write_text("\n".join(_page(machines, pictures)) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+    return [page, *(path for path in pictures.values() if path)]
+
+
+def _page(machines: Sequence[MachineResults], pictures: dict[str, Path | None]) -> Iterator[str]:
+    yield from ("## Benchmarks", "")
+    for title, path in pictures.items():
+        yield f"![{title}]({path.name})" if path else f"{title}: not measured."
+        yield ""
+    yield from (LEGEND, "")
+    if all(results.machine.is_cpu for results in machines):
+        yield from ("### GPU", "", "Not measured: none of the results comes from a GPU.", "")
+    for results in machines:
+        yield from _machine_section(results)
+    if not any(results.machine.is_cpu for results in machines):
+        yield from ("### CPU", "", "Not measured: none of the results comes from a CPU.")
+
+
+def _machine_section(results: MachineResults) -> Iterator[str]:
+    machine = results.machine
+    yield from (f"### {machine.name}", "", ", ".join(machine.facts) + ".", "")
+    if results.origins:
+        yield from (_origins(results.origins), "")
+    if results.superseded:
+        yield f"Newer results replace rows of {', '.join(results.superseded)}."
+        yield ""
+    benchmarks = dict.fromkeys(row.benchmark for row in results.rows)
+    for benchmark in [*(b for b in TITLES if b in benchmarks), *sorted(benchmarks - TITLES.keys())]:
+        yield from (f"#### {_title(benchmark)}", "")
+        rows = [row for row in results.rows if row.benchmark == benchmark]
+        for op in dict.fromkeys(row.op for row in rows):
+            of_op = [row for row in rows if row.op == op]
+            yield from timed_alone([row for row in of_op if not row.median_seconds_of])
+            yield from side_by_side([row for row in of_op if row.median_seconds_of])
+    if results.tests:
+        yield from ("#### Tests", "", *_test_lines(results.tests), "")
+    missing = [title for benchmark, title in TITLES.items() if benchmark not in benchmarks]
+    if missing:
+        yield from (f"Not measured on this machine: {', '.join(missing)}.", "")
+
+
+def _title(benchmark: str) -> str:
+    return TITLES.get(benchmark, benchmark)
+
+
+def _origins(origins: dict[Origin, list[str]]) -> str:
+    def state(origin: Origin) -> str:
+        commit = f"commit `{origin.commit}`" if origin.commit else "an unknown commit"
+        edited = " with uncommitted changes" if origin.dirty else ""
+        return commit + edited + (f", {origin.date}" if origin.date else "")
+
+    if len(origins) == 1:
+        return f"Measured at {state(*origins)}."
+    parts = (f"{', '.join(map(_title, names))} at {state(o)}" for o, names in origins.items())
+    return f"Measured: {'; '.join(parts)}."
+
+
+def _test_lines(tests: SuiteOutcome) -> Iterator[str]:
+    yield (
+        f"{tests.tests} tests in {seconds(tests.seconds)}; failures: {tests.failures}, "
+        f"errors: {tests.errors}, skipped: {tests.skipped}."
+    )
+    yield from [""] if tests.failed else []
+    yield from (f"- failed: `{name}`" for name in tests.failed)

@@ -1,0 +1,124 @@
+"""DenseNet-DS: a compact DenseNet (Huang et al. 2017) with heads on each of its dense blocks.
+
+With the paper's k = 8 and 6 layers a block (channels at 10 classes; convolution weights without
+batch norm):
+
+    part            channels    convolution weights    tap stem 3x3        24             648 dense
+    block 1   24 + 48 = 72  19,008                auxiliary head 1 (720 weights) transition 1    36
+    2,592 dense block 2   36 + 48 = 84  24,192                auxiliary head 2 (840 weights)
+    transition 2    42             3,528 dense block 3   42 + 48 = 90  26,784                main
+    head, after batch norm and ReLU (900 weights) 76,752                81,678 parameters in all
+
+The paper (arXiv 2601.02105) contradicts itself here. Its text (k = 8, three blocks of 6 layers,
+"77K" parameters, heads of 2 %) and the head sizes of its table, 720 and 840, give the network
+above. The same table's 96 channels and 43,680 parameters of block 3, and so its main classifier of
+960, cannot come from k = 8 after 42 channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lion_fast.errors import UserError
+from lion_fast.models.base import DeeplySupervised, check_images
+
+NUM_BLOCKS = 3
+
+
+class DenseLayer(nn.Module):
+    """Batch norm, ReLU and a 3x3 convolution that makes `growth_rate` new channels."""
+
+    def __init__(self, in_channels: int, growth_rate: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.conv = nn.Conv2d(in_channels, growth_rate, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the new channels alone."""
+        return self.conv(F.relu(self.norm(x), inplace=True))
+
+
+class DenseBlock(nn.Module):
+    """Layers that each read all channels so far and append their own (eq. 8).
+
+    Concatenation copies, and writing into one buffer instead would overwrite what batch norm saved
+    for its backward. In training every layer normalises a shared channel with the same batch
+    statistics; sharing them would replace this module's `forward` alone.
+    """
+
+    def __init__(self, in_channels: int, num_layers: int, growth_rate: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DenseLayer(in_channels + i * growth_rate, growth_rate) for i in range(num_layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the input channels followed by every layer's."""
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], 1)
+        return x
+
+
+class Transition(nn.Module):
+    """Batch norm, ReLU, a 1x1 convolution to fewer channels, and 2x2 average pooling."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(in_channels)
+        self.conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Halve height and width, rounded down."""
+        return F.avg_pool2d(self.conv(F.relu(self.norm(x), inplace=True)), 2)
+
+
+class DenseNetDS(DeeplySupervised):
+    """See `densenet_ds`."""
+
+    def __init__(
+        self, num_classes: int, growth_rate: int, block_layers: int, stem_channels: int
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, stem_channels, 3, padding=1, bias=False)
+        self.blocks, self.transitions = nn.ModuleList(), nn.ModuleList()
+        channels, tap_channels = stem_channels, []
+        for i in range(NUM_BLOCKS):
+            if i > 0:
+                self.transitions.append(Transition(channels, channels // 2))
+                channels //= 2
+            self.blocks.append(DenseBlock(channels, block_layers, growth_rate))
+            channels += block_layers * growth_rate
+            tap_channels.append(channels)
+        self.norm = nn.BatchNorm2d(channels)
+        self._attach_heads(tap_channels, num_classes)
+
+    def taps(self, images: Tensor) -> list[Tensor]:
+        """Return the raw outputs of blocks 1 and 2, and block 3's after batch norm and ReLU."""
+        check_images(images)
+        first, *rest = self.blocks
+        x = first(self.stem(images))
+        taps = []
+        for transition, block in zip(self.transitions, rest, strict=True):
+            taps.append(x)
+            x = block(transition(x))
+        return [*taps, F.relu(self.norm(x), inplace=True)]
+
+
+def densenet_ds(
+    num_classes: int = 10, growth_rate: int = 8, block_layers: int = 6, stem_channels: int = 24
+) -> DenseNetDS:
+    """Build DenseNet-DS with weights as PyTorch leaves them; `lion_fast.init` sets them.
+
+    growth_rate: channels that each layer adds. block_layers: layers in each of the three blocks.
+    Images are (B, 3, height, width) of at least 8x8 pixels. Raises UserError on fewer than 2
+    classes and sizes below 1.
+    """
+    sizes = {
+        "growth_rate": growth_rate,
+        "block_layers": block_layers,
+        "stem_channels": stem_channels,
+    }
+    for name, value in sizes.items():
+        if value < 1:
+            raise UserError(f"{name} is {value}: give at least 1")
+    return DenseNetDS(num_classes, growth_rate, block_layers, stem_channels)

@@ -1,0 +1,1 @@
+"""Studies judged and shown: statements, tables, pictures, one page."""

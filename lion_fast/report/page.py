@@ -1,0 +1,203 @@
+"""report_studies(): studies.md, the same as one HTML page, studies.json and pictures."""
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from lion_fast.errors import UserError
+from lion_fast.report.comparisons import ACCURACY, SECONDS, STEPS, Row, compare_variants
+from lion_fast.report.markdown import table
+from lion_fast.report.plots import draw_study
+from lion_fast.report.results import Run, StudyResults
+from lion_fast.report.statements import Judgement, Statement, judge_all
+from lion_fast.report.tables import study_tables
+
+_STYLE = """
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222;
+       font: 16px/1.5 system-ui, sans-serif; }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.85rem; }
+th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ccc; vertical-align: top; }
+th { border-bottom: 2px solid #555; text-align: left; }
+img { max-width: 100%; }
+h3 { margin-top: 3rem; border-top: 2px solid #555; padding-top: 1rem; }
+@media print { body { max-width: none; margin: 0; font-size: 10pt; }
+               table { display: table; } tr, img { break-inside: avoid; } }
+"""
+_RESOLVED = ("device", "engine", "loader", "precision", "impl")
+_MACHINE = ("gpu", "driver", "cpu", "cpu_threads")
+_VERSIONS = ("lion-fast", "commit", "python", "torch", "triton", "cuda", "dali")
+
+
+def report_studies(studies: Sequence[StudyResults], out: Path) -> list[Path]:
+    """Write `studies.md`, `.html`, `.json` and their pictures to `out`; return what was written.
+
+    Raises UserError where a study has no finished run or `out` cannot be written.
+    """
+    for results in studies:
+        if not results.runs:
+            name = results.study.name
+            raise UserError(f"no run of {name} is finished: run `lion-fast study {name}` first")
+    judged = judge_all(studies)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        pictures = {results.study.name: draw_study(results, out) for results in studies}
+        lines = list(_page(studies, judged, pictures))
+        paths = [out / "studies.md", out / "studies.html", out / "studies.json"]
+        text = "\n".join(lines) + "\n"
+        paths[0].write_text(text, encoding="utf-8")
+        paths[1].write_text(_html(text, out), encoding="utf-8")
+        values = _values(studies, judged)
+        paths[2].write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
+    drawn = [path for found in pictures.values() for path in found.values() if path]
+    return [*paths, *drawn]
+
+
+def _page(
+    studies: Sequence[StudyResults],
+    judged: Sequence[tuple[Statement, Judgement]],
+    pictures: dict[str, dict[str, Path | None]],
+) -> Iterator[str]:
+    rows = [(s.source, s.text, j.verdict, j.evidence) for s, j in judged]
+    tested = [row for row in rows if row[2] != "not tested"]
+    yield from ("## Studies", "", "### Statements of the paper", "")
+    if tested:
+        header = ("source", "statement", "verdict", "evidence")
+        yield from table(header, tested, text_columns=4)
+    else:
+        yield "None is tested by these studies."
+    for results in studies:
+        yield from ("", f"### {results.study.name}: {results.study.title}", "")
+        yield from _setting(results)
+        for title, path in pictures[results.study.name].items():
+            if path is not None:
+                yield from ("", f"![{title}]({path.name})", "", f"*{title}.*")
+        yield from study_tables(results)
+        yield from _unfinished(results)
+    untested = [
+        (source, text, why) for source, text, verdict, why in rows if verdict == "not tested"
+    ]
+    if untested:
+        yield from ("", "### Statements not tested", "")
+        yield from table(("source", "statement", "why"), untested, text_columns=3)
+    yield from (
+        "",
+        "That LION-DG adds no overhead is no study's subject: bench_overhead measures it.",
+    )
+
+
+def _setting(results: StudyResults) -> Iterator[str]:
+    """Yield how many runs there are, how they ran, and on what."""
+    study = results.study
+    total = len(study.cells())
+    config = study.base
+    end = ", stopped at the target" if config.stop_at_target else ""
+    yield (
+        f"{len(results.runs)} of {total} runs are finished, {len(results.failed)} failed. Seeds"
+        f" {', '.join(map(str, study.seeds))}; batch {config.batch_size}, lr {config.lr:g}, at most"
+        f" {config.max_steps:,} steps{end}."
+    )
+    machines = facts(results.runs, "environment", _MACHINE)
+    ways = facts(results.runs, "resolved", _RESOLVED)
+    yield from ("", *_listed("Machine", machines), *_listed("Executed with", ways))
+    yield from _listed("Versions", facts(results.runs, "environment", _VERSIONS))
+    if len(machines) > 1 or len(ways) > 1:
+        yield ""
+        yield (
+            "**Mixed:** not all runs have the same machine and way of execution: steps can be"
+            " compared, seconds cannot."
+        )
+    jobs = max(run.summary.get("jobs", 1) for run in results.runs)
+    if jobs > 1:
+        yield from ("", f"Up to {jobs} runs shared the machine: their seconds are no benchmark.")
+
+
+def facts(runs: Sequence[Run], entry: str, names: Sequence[str]) -> list[str]:
+    """Return the different settings of the runs in words."""
+    return list(
+        dict.fromkeys(
+            ", ".join(
+                f"{name.replace('_', ' ')} {value}"
+                for name in names
+                if (value := run.summary[entry].get(name)) is not None
+            )
+            for run in runs
+        )
+    )
+
+
+def _listed(title: str, found: Sequence[str]) -> Iterator[str]:
+    yield from (f"- {title}: {text}" for text in found)
+
+
+def _unfinished(results: StudyResults) -> Iterator[str]:
+    if not (results.failed or results.missing):
+        return
+    yield from ("", "#### Without a result", "")
+    for cell, error in results.failed:
+        yield f"- failed: {cell.label} seed {cell.config.seed}: `{error.splitlines()[-1]}`"
+    for cell in results.missing:
+        yield f"- not run: {cell.label} seed {cell.config.seed}"
+
+
+def _html(text: str, folder: Path) -> str:
+    """Return the Markdown page as HTML that needs no other file."""
+    from markdown_it import MarkdownIt
+
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+
+    def embed(found: re.Match[str]) -> str:
+        data = base64.b64encode((folder / found[1]).read_bytes()).decode("ascii")
+        return f'src="data:image/png;base64,{data}"'
+
+    body = re.sub(r'src="([^"]+\.png)"', embed, body)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width">\n'
+        f"<title>{escape('lion-fast studies')}</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body>\n{body}</body>\n</html>\n"
+    )
+
+
+def _values(
+    studies: Sequence[StudyResults], judged: Sequence[tuple[Statement, Judgement]]
+) -> dict[str, Any]:
+    return {
+        "statements": [{"source": s.source, "statement": s.text, **j._asdict()} for s, j in judged],
+        "studies": {results.study.name: _study_values(results) for results in studies},
+    }
+
+
+def _study_values(results: StudyResults) -> dict[str, Any]:
+    return {
+        "title": results.study.title,
+        "seeds": results.study.seeds,
+        "base": results.study.base.to_dict(),
+        "num_finished": len(results.runs),
+        "num_failed": len(results.failed),
+        "num_missing": len(results.missing),
+        "machines": facts(results.runs, "environment", _MACHINE),
+        "executed_with": facts(results.runs, "resolved", _RESOLVED),
+        "versions": facts(results.runs, "environment", _VERSIONS),
+        **{
+            quantity.name: [_row_values(row) for row in compare_variants(results, quantity)]
+            for quantity in (STEPS, SECONDS, ACCURACY)
+        },
+    }
+
+
+def _row_values(row: Row) -> dict[str, Any]:
+    return {
+        "variant": dict(row.variant),
+        "by_seed": dict(row.values),
+        "mean": row.sample and row.sample.mean,
+        "std": row.sample and row.sample.std,
+        "speedup_percent": row.speedup,
+        "speedup_interval_percent": row.interval,
+        "comparison": row.comparison and vars(row.comparison),
+    }

@@ -1,0 +1,149 @@
+"""Everything a run has measured, in memory, in its folder and in its checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lion_fast.config import TrainConfig
+from lion_fast.errors import UserError
+from lion_fast.training.checkpoint import save_checkpoint
+from lion_fast.training.history import History, NonFiniteLoss, record_columns, record_values
+from lion_fast.training.plots import plot_curves
+from lion_fast.training.probe import GradientProbe
+from lion_fast.training.rundir import CsvLog, RunFolder
+from lion_fast.training.summary import Summary
+from lion_fast.training.validate import Validation
+
+
+class RunRecord:
+    """Keeps steps, validations and probes; mirrors them to CSV files as they come."""
+
+    def __init__(
+        self, folder: RunFolder, config: TrainConfig, history: History, num_aux: int
+    ) -> None:
+        self.folder, self.config, self.history = folder, config, history
+        self.validations: list[list[float]] = []
+        self.probes: list[list[float]] = []
+        self._num_aux = num_aux
+        self._saved_step: int | None = None
+        self._tensorboard: Any = None
+
+    def open(self) -> None:
+        """Write the CSV files up to the present step, and keep them open for what follows."""
+        heads = self.history.num_heads
+        records = self.history.records
+        path = self.folder.path
+        self._metrics = CsvLog(
+            path / "metrics.csv",
+            record_columns(heads),
+            (record_values(self.history, record) for record in records),
+        )
+        columns = ["step", "seconds", "loss", *(f"accuracy_head{h}" for h in range(heads))]
+        self._validation = CsvLog(path / "validation.csv", columns, self.validations)
+        if self.config.gradient_ratio_every:
+            columns = GradientProbe.columns(self._num_aux)
+            self._probes = CsvLog(path / "probes.csv", columns, self.probes)
+        if self.config.tensorboard:
+            self._tensorboard = _tensorboard_writer(path, purge_step=len(self.history) + 1)
+
+    def add_steps(self, rows: Tensor, seconds: float) -> None:
+        """Record finished steps; see `History.extend`."""
+        done = len(self.history)
+        try:
+            self.history.extend(rows, seconds)
+        except NonFiniteLoss as error:
+            kept = "no checkpoint was written yet"
+            if self._saved_step is not None:
+                kept = f"the checkpoint of step {self._saved_step} is kept in {self.folder.path}"
+            raise UserError(f"{error}; {kept}") from None
+        finally:
+            for record in self.history.records[done:]:
+                self._metrics.append(record_values(self.history, record))
+                if self._tensorboard:
+                    accuracy = self.history.accuracy(record)
+                    self._tensorboard.add_scalar("train/loss", record.loss, record.step)
+                    self._tensorboard.add_scalar("train/accuracy", accuracy, record.step)
+
+    def add_validation(self, validation: Validation) -> None:
+        """Record a pass over the test split at the present step."""
+        step = len(self.history)
+        if self.validations and self.validations[-1][0] == step:
+            return
+        row = [step, self.history.seconds, validation.loss, *validation.accuracy_per_head]
+        self.validations.append(row)
+        self._validation.append(row)
+        if self._tensorboard:
+            self._tensorboard.add_scalar("val/accuracy", validation.accuracy, step)
+
+    def add_probe(self, probe: GradientProbe) -> None:
+        """Record a gradient probe."""
+        if self.probes and self.probes[-1][0] == probe.step:
+            return
+        self.probes.append(probe.row())
+        self._probes.append(self.probes[-1])
+
+    @property
+    def last_gradient_ratio(self) -> float | None:
+        """Newest probed ratio."""
+        return self.probes[-1][1] if self.probes else None
+
+    def flush(self) -> None:
+        """Hand everything recorded so far to the operating system."""
+        for log in self._logs():
+            log.flush()
+
+    def close(self) -> None:
+        """Close the files."""
+        for log in self._logs():
+            log.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+
+    def _logs(self) -> list[CsvLog]:
+        names = ("_metrics", "_validation", "_probes")
+        return [getattr(self, name) for name in names if hasattr(self, name)]
+
+    def save(self, training_state: dict[str, Any]) -> None:
+        """Write a checkpoint of `training_state` and of this record."""
+        self.flush()
+        save_checkpoint(
+            self.folder.path,
+            {
+                "training": training_state,
+                "config": self.config.to_dict(),
+                "history": self.history.state(),
+                "validations": self.validations,
+                "probes": self.probes,
+                "rng": torch.get_rng_state(),
+            },
+        )
+        self._saved_step = len(self.history)
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Restore from a checkpoint that `save` wrote."""
+        self.history.load_state(checkpoint["history"])
+        self.validations = checkpoint["validations"]
+        self.probes = checkpoint["probes"]
+        torch.set_rng_state(checkpoint["rng"])
+        self._saved_step = len(self.history)
+
+    def finish(self, summary: Summary) -> None:
+        """Write summary.json, env.txt and curves.png."""
+        facts = summary.environment
+        self.folder.write_text("env.txt", "".join(f"{k}: {v}\n" for k, v in facts.items()))
+        title = f"{Path(self.config.dataset).stem}  {self.config.arch}  {self.config.init}"
+        if self.history.records:
+            plot_curves(self.history, self.folder.path / "curves.png", title)
+        self.folder.write_json("summary.json", summary.to_dict())
+
+
+def _tensorboard_writer(path: Path, purge_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "--tensorboard needs the package tensorboard: pip install tensorboard"
+        ) from None
+    return SummaryWriter(str(path), purge_step=purge_step)

@@ -1,0 +1,138 @@
+"""One training step as device work, without a host sync: forward, backward, update, meter."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from lion_fast.config import TrainConfig
+from lion_fast.data.batches import Batch
+from lion_fast.kernels import HeadLosses
+from lion_fast.models import DeeplySupervised
+from lion_fast.training.history import write_row
+from lion_fast.training.resolve import Resolved
+
+
+class TrainStep:
+    """Callable that trains `model` on one batch and writes one meter row."""
+
+    def __init__(self, model: DeeplySupervised, config: TrainConfig, resolved: Resolved) -> None:
+        device = resolved.device
+        self.model = model
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=config.lr,
+            betas=(0.9, 0.999),
+            weight_decay=config.weight_decay,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=resolved.precision == "fp16")
+        self.forward = _forward(model, config, resolved)
+        compiled = resolved.engine == "compile" or (
+            resolved.engine == "graph" and config.graph_compile
+        )
+        if compiled:
+            # A run has one shape; dynamic shapes would only come of other runs in this process.
+            self.forward = torch.compile(self.forward, fullgraph=True, dynamic=False)
+        self._warmup_steps = config.aux_warmup_steps
+        self._aux_weight = torch.full((), config.aux_weight, device=device)
+        self.steps_done = torch.zeros((), device=device)
+
+    def __call__(self, batch: Batch, row: Tensor) -> None:
+        """Train on `batch`; write what it measured before the update into `row` (1 + 2H,)."""
+        aux_weight = self.next_aux_weight()
+        self.steps_done.add_(1)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self.forward(batch.images, batch.labels, aux_weight)
+        self.scaler.scale(losses.loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        write_row(row, losses)
+
+    def next_aux_weight(self) -> Tensor:
+        """Return the coming step's auxiliary weight (): alpha * min(1, s / warm-up steps)."""
+        if not self._warmup_steps:
+            return self._aux_weight
+        return self._aux_weight * (self.steps_done / self._warmup_steps).clamp(max=1.0)
+
+    def state_dict(self) -> dict[str, object]:
+        """Everything that training changes, as it stands."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "steps_done": self.steps_done,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore `state_dict()`; replaces the optimizer's tensors, so do it before a capture."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.steps_done.copy_(state["steps_done"])
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """Run steps inside for warm-up: what they change is restored on exit, in place."""
+        model_state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        optimizer_state = {
+            parameter: {name: value.clone() for name, value in entries.items()}
+            for parameter, entries in self.optimizer.state.items()
+        }
+        scaler_state = self.scaler.state_dict()
+        steps_done = self.steps_done.clone()
+        yield
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                tensor.copy_(model_state[name])
+            for parameter, entries in self.optimizer.state.items():
+                for name, value in entries.items():
+                    # A fresh AdamW state is all zeros: what the first step would have made.
+                    before = optimizer_state.get(parameter)
+                    value.copy_(before[name]) if before else value.zero_()
+            self.scaler.load_state_dict(scaler_state)
+            self.steps_done.copy_(steps_done)
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def autocast(resolved: Resolved) -> torch.autocast:
+    """Return the autocast context of the resolved precision."""
+    dtype = resolved.compute_dtype
+    # A captured graph must not reuse casts of weights that an earlier step made.
+    return torch.autocast(
+        resolved.device.type,
+        dtype=dtype if dtype != torch.float32 else None,
+        enabled=dtype != torch.float32,
+        cache_enabled=False,
+    )
+
+
+def _forward(
+    model: DeeplySupervised, config: TrainConfig, resolved: Resolved
+) -> Callable[[Tensor, Tensor, Tensor], HeadLosses]:
+    smoothing, impl = config.label_smoothing, resolved.impl
+
+    def forward(images: Tensor, labels: Tensor, aux_weight: Tensor) -> HeadLosses:
+        with autocast(resolved):
+            return model.loss(images, labels, aux_weight, label_smoothing=smoothing, impl=impl)
+
+    return forward
+
+
+@contextmanager
+def float32_precision(resolved: Resolved) -> Iterator[None]:
+    """Let fp32 products run in tf32 only when resolved so; restore the settings on exit."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
+    saved = [backend.fp32_precision for backend in backends]
+    saved_benchmark = torch.backends.cudnn.benchmark
+    for backend in backends:
+        backend.fp32_precision = "tf32" if resolved.precision == "tf32" else "ieee"
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        for backend, value in zip(backends, saved, strict=True):
+            backend.fp32_precision = value
+        torch.backends.cudnn.benchmark = saved_benchmark
