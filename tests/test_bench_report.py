@@ -11,8 +11,9 @@ import pytest
 from bench_rows import CPU, H200, compared, ratio, row, write
 from PIL import Image
 
+from lion_fast import figures
 from lion_fast.cli import main
-from lion_fast.study import figures, markdown
+from lion_fast.report import markdown
 from report.page import TITLES, report_benchmarks
 from report.plots import loader_rates, step_bars
 from report.results import by_machine, read_results
