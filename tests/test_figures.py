@@ -1,6 +1,6 @@
 import itertools
 
-from lion_fast.study import figures
+from lion_fast import figures
 
 
 def test_labels_are_spread_without_changing_their_order():

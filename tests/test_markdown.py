@@ -1,6 +1,6 @@
 import pytest
 
-from lion_fast.study import markdown
+from lion_fast.report import markdown
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from lion_fast.report import paper
 from lion_fast.report.stats import (
     cohens_d,
     compare,
@@ -16,7 +17,6 @@ from lion_fast.report.stats import (
     speedup_percent,
     welch_p_value,
 )
-from lion_fast.study import paper
 
 TABLE_6 = {method: list(by_seed.values()) for method, by_seed in paper.TABLE_6.items()}
 TABLE_7 = {method: list(by_seed.values()) for method, by_seed in paper.TABLE_7.items()}
