@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.batches import Batch
+from lion_fast.errors import UserError
 from lion_fast.kernels import HeadLosses
 from lion_fast.models import DeeplySupervised
 from lion_fast.training.history import write_row
@@ -123,16 +124,28 @@ def _forward(
 
 @contextmanager
 def float32_precision(resolved: Resolved) -> Iterator[None]:
-    """Let fp32 products run in tf32 only when resolved so; restore the settings on exit."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-    saved = [backend.fp32_precision for backend in backends]
-    saved_benchmark = torch.backends.cudnn.benchmark
-    for backend in backends:
-        backend.fp32_precision = "tf32" if resolved.precision == "tf32" else "ieee"
-    torch.backends.cudnn.benchmark = True
+    """Let fp32 products run in tf32 only when resolved so; restore the settings on exit.
+
+    Set by torch's older calls, which keep both of its interfaces readable: `fp32_precision` of
+    single operators makes `get_float32_matmul_precision()` and `cudnn.allow_tf32` raise, and
+    Inductor's autotuned templates read those. Raises UserError where a caller has done so before.
+    """
+    cudnn = torch.backends.cudnn
+    try:
+        saved = torch.get_float32_matmul_precision(), cudnn.allow_tf32
+    except RuntimeError:
+        raise UserError(
+            "torch's fp32_precision settings are mixed, so they could not be restored: set them"
+            " with torch.set_float32_matmul_precision and torch.backends.cudnn.allow_tf32 instead"
+        ) from None
+    saved_benchmark = cudnn.benchmark
+    use_tf32 = resolved.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if use_tf32 else "highest")
+    cudnn.allow_tf32 = use_tf32
+    cudnn.benchmark = True
     try:
         yield
     finally:
-        for backend, value in zip(backends, saved, strict=True):
-            backend.fp32_precision = value
-        torch.backends.cudnn.benchmark = saved_benchmark
+        torch.set_float32_matmul_precision(saved[0])
+        cudnn.allow_tf32 = saved[1]
+        cudnn.benchmark = saved_benchmark
