@@ -13,6 +13,7 @@ from typing import Literal
 
 import tyro
 
+import lion_fast
 from lion_fast.config import PRESETS, Engine, TrainConfig
 from lion_fast.errors import UserError
 
@@ -229,6 +230,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"lion-fast {lion_fast.__version__}")
+        return 0
     name, *rest = arguments
     if name not in _COMMANDS:
         close = difflib.get_close_matches(name, _COMMANDS, n=1)

@@ -3,8 +3,10 @@
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import NoneType
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from lion_fast.errors import UserError
 
@@ -18,115 +20,140 @@ Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 # together.
 Impl = Literal["auto", "triton", "torch"]
 
+Role = Literal["numbers", "execution", "housekeeping"]
+_Value = TypeVar("_Value")
+
+
+def _field_of(role: Role, default: _Value) -> _Value:
+    # Typed as what a reader of the field gets, as `dataclasses.field` itself is.
+    return cast(_Value, dataclasses.field(default=default, metadata={"role": role}))
+
+
+def numbers(default: _Value) -> _Value:
+    """Return a field that decides the course of training: data, network, loss, length, target."""
+    return _field_of("numbers", default)
+
+
+def execution(default: _Value) -> _Value:
+    """Return a field that decides how steps execute and what else is measured: a run's seconds."""
+    return _field_of("execution", default)
+
+
+def housekeeping(default: _Value) -> _Value:
+    """Return a field that no result depends on: where things lie, what is saved and shown."""
+    return _field_of("housekeeping", default)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run; defaults are the paper's (arXiv 2601.02105, A.2), lengths are in steps."""
 
-    dataset: str = "digits"
+    dataset: str = numbers("digits")
     """Image set: digits (embedded, 16x16), cifar10, cifar100, a path to an .npz with x_train
     y_train x_test y_test, or a folder that holds train/ and test/ with one folder per class."""
-    data_dir: Path | None = None
+    data_dir: Path | None = housekeeping(None)
     """Folder where cifar10 and cifar100 are looked for, and downloaded to when absent. Default:
     ~/.cache/lion-fast."""
-    image_size: int | None = None
+    image_size: int | None = numbers(None)
     """Side in pixels to which images of a folder data set are resized. Default: the size of its
     first image."""
-    skip_corrupt: bool = False
+    skip_corrupt: bool = numbers(False)
     """Count unreadable images of a folder data set and go on, instead of stopping at the first."""
 
-    num_classes: int | None = None
+    num_classes: int | None = numbers(None)
     """Keep this many classes, the first ones. Default: all."""
-    train_fraction: float = 1.0
+    train_fraction: float = numbers(1.0)
     """Share of each class's training images to keep, the first ones; the test split stays."""
 
-    arch: Arch = "densenet_ds"
+    arch: Arch = numbers("densenet_ds")
     """Network with auxiliary heads on intermediate layers."""
-    placement: Placement = "side_tap"
+    placement: Placement = numbers("side_tap")
     """Where resnet_ds puts its auxiliary weights: beside the residual path, or in it (Theorem 1's
     wrong design)."""
-    growth_rate: int = 8
+    growth_rate: int = numbers(8)
     """Channels that each layer of densenet_ds adds."""
-    block_layers: int = 6
+    block_layers: int = numbers(6)
     """Layers in each of the three dense blocks of densenet_ds."""
-    base_width: int = 64
+    base_width: int = numbers(64)
     """Channels of the first stage of resnet_ds; each later stage doubles them."""
-    init: Init = "lion_dg"
+    init: Init = numbers("lion_dg")
     """Weight initialisation; lion_dg zeroes the auxiliary heads and He-initialises the rest."""
 
-    aux_weight: float = 0.3
+    aux_weight: float = numbers(0.3)
     """Weight alpha of every auxiliary head's loss; the main head's is 1."""
-    aux_warmup_steps: int = 0
+    aux_warmup_steps: int = numbers(0)
     """Ramp the auxiliary weight linearly from 0 over this many steps: the schedule that LION-DG
     makes unnecessary."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = numbers(0.0)
     """Cross-entropy label smoothing, from 0 up to but excluding 1."""
-    lr: float = 5e-3
+    lr: float = numbers(5e-3)
     """AdamW learning rate, constant over the run; the default was calibrated, see README."""
-    weight_decay: float = 0.05
+    weight_decay: float = numbers(0.05)
     """AdamW decoupled weight decay."""
-    batch_size: int = 128
+    batch_size: int = numbers(128)
     """Images per step."""
-    max_steps: int = 3000
+    max_steps: int = numbers(3000)
     """Steps to train at most."""
-    crop_padding: int = 0
+    crop_padding: int = numbers(0)
     """Pixels of zero padding for random crops; 0 turns crops off, as in the paper."""
 
-    target_accuracy: float = 0.70
+    target_accuracy: float = numbers(0.70)
     """Training accuracy, as a fraction, whose first crossing is timed."""
-    window: int = 100
+    window: int = numbers(100)
     """Steps over which training accuracy is averaged for the target."""
-    stop_at_target: bool = False
+    stop_at_target: bool = numbers(False)
     """End the run when the target is reached instead of at max_steps."""
-    seed: int = 42
+    seed: int = numbers(42)
     """Seed of the weights and of the batch plan."""
 
-    device: str = "auto"
+    device: str = execution("auto")
     """auto, cpu, cuda, or cuda:N."""
-    engine: Engine = "auto"
+    engine: Engine = execution("auto")
     """How a step executes: op by op, through torch.compile, or as a CUDA graph of whole steps."""
-    graph_compile: bool = True
+    graph_compile: bool = execution(True)
     """With engine graph: capture torch.compile'd code instead of eager code."""
-    loader: LoaderName = "auto"
+    loader: LoaderName = execution("auto")
     """Who makes the batches: a device-resident set, NVIDIA DALI, or DataLoader workers."""
-    precision: Precision = "auto"
+    precision: Precision = execution("auto")
     """Arithmetic of the forward and backward pass; weights and optimizer stay fp32."""
-    impl: Impl = "auto"
+    impl: Impl = execution("auto")
     """Fused Triton kernels or the plain PyTorch reference."""
-    steps_per_replay: int = 8
+    steps_per_replay: int = execution(8)
     """With engine graph: training steps captured in one CUDA graph."""
-    steps_per_run: int = 16
+    steps_per_run: int = execution(16)
     """With loader dali: steps' worth of images that one pipeline run delivers."""
-    num_workers: int = 2
+    num_workers: int = execution(2)
     """With loader workers: DataLoader worker processes; with loader dali: CPU threads."""
 
-    eval_every: int = 0
+    eval_every: int = execution(0)
     """Steps between validations; 0 validates once, at the end."""
-    checkpoint_every: int = 500
+    checkpoint_every: int = housekeeping(500)
     """Steps between checkpoints; 0 writes one only at the end or on Ctrl-C."""
-    log_every: int = 50
+    log_every: int = housekeeping(50)
     """Steps between log lines."""
-    gradient_ratio_every: int = 0
+    gradient_ratio_every: int = execution(0)
     """Steps between probes of the auxiliary-to-main gradient ratio; 0 is off, as timed runs want
     it."""
-    out: Path = Path("runs")
+    out: Path = housekeeping(Path("runs"))
     """Folder in which the run folder is made."""
-    tensorboard: bool = False
+    tensorboard: bool = housekeeping(False)
     """Also write TensorBoard event files to the run folder."""
 
     def __post_init__(self) -> None:
-        """Raise UserError on the first value that cannot be meant."""
+        """Take strings as paths and whole numbers as floats; raise UserError on what is wrong."""
         for field in dataclasses.fields(self):
-            choices = get_args(field.type) if get_origin(field.type) is Literal else ()
-            value = getattr(self, field.name)
-            if choices and value not in choices:
-                raise UserError(f"{field.name} is {value!r}: take one of {', '.join(choices)}")
+            value = _typed(field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise UserError(
                     f"{name} is {value}: it must be a finite number of at least {least}"
                 )
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise UserError(f"{name} is {value}: it must be at most {most}")
         if not 0 < self.target_accuracy <= 1:
             raise UserError(
                 f"target_accuracy is {self.target_accuracy}: give a fraction in (0, 1], like 0.7"
@@ -151,24 +178,55 @@ class TrainConfig:
         changed = [
             f"{name} {before[name]} -> {after[name]}"
             for name in before
-            if before[name] != after[name] and name not in _FREE_ON_RESUME
+            if before[name] != after[name] and name not in FREE_ON_RESUME
         ]
         if changed:
             raise UserError(f"a resumed run keeps its settings; differing: {', '.join(changed)}")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
-        """Rebuild from `to_dict`; raise UserError on unknown names."""
+        """Rebuild from `to_dict`; raise UserError on unknown names and on wrong types."""
+        if not isinstance(values, dict):
+            raise UserError(f"a config is a table of fields, not a {type(values).__name__}")
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise UserError(
                 f"unknown config field {unknown[0]!r}: another version of lion-fast wrote it"
             )
-        values = dict(values)
-        for name in ("data_dir", "out"):
-            if values.get(name) is not None:
-                values[name] = Path(values[name])
         return cls(**values)
+
+
+def fields_of(role: Role) -> frozenset[str]:
+    """Return the names of the fields of that role."""
+    fields = dataclasses.fields(TrainConfig)
+    return frozenset(field.name for field in fields if field.metadata["role"] == role)
+
+
+_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+
+
+def _typed(field: "dataclasses.Field[Any]", value: Any) -> Any:
+    """Return `value` as the type of its field; raise UserError where it is of another."""
+    if get_origin(field.type) is Literal:
+        choices = get_args(field.type)
+        if isinstance(value, str) and value in choices:
+            return value
+        raise UserError(f"{field.name} is {value!r}: take one of {', '.join(choices)}")
+    types = get_args(field.type) or (field.type,)
+    if value is None and NoneType in types:
+        return None
+    wanted = types[0]
+    if wanted is bool and isinstance(value, bool):
+        return value
+    # A bool is an int to Python; numpy's numbers are Integral and Real.
+    if wanted is int and isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if wanted is float and isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    if wanted in (str, Path) and isinstance(value, str | Path):
+        return wanted(value)
+    described = _WANTED.get(wanted, "a path")
+    raise UserError(f"{field.name} is {value!r}: it must be {described}")
 
 
 _LEAST: dict[str, float] = {
@@ -196,8 +254,12 @@ _LEAST: dict[str, float] = {
     "gradient_ratio_every": 0,
 }
 
-# What a resumed run may be told anew: how long and where to go on, and what is shown.
-_FREE_ON_RESUME = {"max_steps", "data_dir", "checkpoint_every", "log_every", "out", "tensorboard"}
+# Torch's and numpy's generators take a seed of 63 bits; an image of more pixels than 4096x4096 is
+# 50 MB, and a batch of them no network here can be meant to see.
+_MOST: dict[str, int] = {"seed": 2**63 - 1, "image_size": 4096, "num_workers": 1024}
+
+# What a resumed run may be told anew: how far to go, besides what no result depends on.
+FREE_ON_RESUME = fields_of("housekeeping") | {"max_steps"}
 
 PRESETS: dict[str, TrainConfig] = {
     "paper": TrainConfig(dataset="cifar10"),

@@ -1,7 +1,10 @@
+import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from lion_fast import config as config_module
@@ -31,6 +34,32 @@ def test_paths_come_back_as_paths():
     assert TrainConfig.from_dict(config.to_dict()).data_dir == Path("a/b")
 
 
+def test_strings_serve_as_paths_and_whole_numbers_as_floats():
+    config = TrainConfig(out="a", data_dir="b", dataset=Path("c"), lr=1, seed=np.int64(3))
+    assert config == TrainConfig(out=Path("a"), data_dir=Path("b"), dataset="c", lr=1.0, seed=3)
+    assert [type(value) for value in (config.lr, config.seed)] == [float, int]
+
+
+def test_every_field_states_its_role():
+    roles = {field.name: field.metadata["role"] for field in dataclasses.fields(TrainConfig)}
+    assert set(roles.values()) == set(get_args(config_module.Role))
+    assert config_module.fields_of("housekeeping") == {
+        name for name, role in roles.items() if role == "housekeeping"
+    }
+
+
+def test_the_roles_are_those_that_stores_and_run_folders_were_written_with():
+    kept = {"data_dir", "out", "checkpoint_every", "log_every", "tensorboard"}
+    assert config_module.fields_of("housekeeping") == kept
+    assert config_module.FREE_ON_RESUME == kept | {"max_steps"}
+
+
+@pytest.mark.parametrize("values", [[], "lr", None])
+def test_a_config_that_is_no_table_is_refused(values):
+    with pytest.raises(UserError, match="a config is a table of fields"):
+        TrainConfig.from_dict(values)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
@@ -43,10 +72,22 @@ def test_paths_come_back_as_paths():
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
         ({"window": 0}, "window is 0"),
         ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808: it must be at most"),
+        ({"image_size": 1_000_000}, "image_size is 1000000: it must be at most 4096"),
+        ({"max_steps": 10.5}, "max_steps is 10.5: it must be a whole number"),
+        ({"max_steps": None}, "max_steps is None: it must be a whole number"),
+        ({"seed": True}, "seed is True: it must be a whole number"),
+        ({"lr": "0.1"}, "lr is '0.1': it must be a number"),
+        ({"lr": None}, "lr is None: it must be a number"),
+        ({"growth_rate": [8]}, "growth_rate is [8]: it must be a whole number"),
+        ({"graph_compile": 1}, "graph_compile is 1: it must be true or false"),
+        ({"dataset": 7}, "dataset is 7: it must be a string"),
+        ({"out": None}, "out is None: it must be a path"),
+        ({"init": ["he"]}, "init is ['he']: take one of"),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_named(values, words):
-    with pytest.raises(UserError, match=words.replace("(", r"\(")) as caught:
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
         TrainConfig(**values)
     assert "\n" not in str(caught.value)
 

@@ -9,8 +9,7 @@ from heads_inputs import (
     make_inputs,
     outputs_and_gradients,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from lion_fast.kernels import deep_supervision_loss, deep_supervision_loss_ref
 

@@ -1,7 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from lion_fast.kernels import HeadLosses
 from lion_fast.training.history import History, NonFiniteLoss, row_width, write_row

@@ -62,6 +62,28 @@ def test_a_key_depends_on_what_decides_the_numbers_and_on_nothing_else(tmp_path)
     assert len({key(), *others}) == 6
 
 
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({}, "44136fa355b3"),
+        ({"lr": 0.01, "seed": 7}, "9b36cac68288"),
+        (
+            {
+                "dataset": "cifar10",
+                "arch": "resnet_ds",
+                "init": "he",
+                "engine": "compile",
+                "eval_every": 100,
+            },
+            "ab4f4bb7369e",
+        ),
+        ({"device": "cpu", "gradient_ratio_every": 5, "log_every": 3}, "edd03237f5bd"),
+    ],
+)
+def test_the_keys_of_stores_already_written_stay(changes, key):
+    assert Cell({}, TrainConfig(**changes)).key == key
+
+
 def test_a_key_survives_a_new_config_field():
     """Runs recorded before the field existed are those with its default."""
 

@@ -11,15 +11,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from lion_fast.config import PRESETS, TrainConfig
+from lion_fast.config import PRESETS, TrainConfig, fields_of
 from lion_fast.errors import UserError
 
 Variant = Mapping[str, Any]
 """Config fields and their values: what tells one row of a study's table from another."""
 
 PAPER_SEEDS = (42, 123, 456)
-# Where things lie, how often they are saved and what is shown: no number of a run depends on it.
-_FREE = frozenset({"data_dir", "out", "checkpoint_every", "log_every", "tensorboard"})
+_FREE = fields_of("housekeeping")
 _FIELDS = {field.name: field for field in fields(TrainConfig)}
 _TOML_KEYS = ("name", "title", "preset", "seeds", "baseline", "base", "axes", "cells")
 

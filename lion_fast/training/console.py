@@ -104,8 +104,7 @@ class Live:
     """A progress bar with the same figures, redrawn in place."""
 
     def __init__(self, max_steps: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Bar
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn
 
         self._bar = Bar(
             BarColumn(bar_width=24),

@@ -1,0 +1,61 @@
+# The lazily loaded names of `__init__.py`, for type checkers and editors.
+
+from lion_fast.config import (
+    PRESETS as PRESETS,
+    TrainConfig as TrainConfig,
+)
+from lion_fast.data.images import (
+    ImageSet as ImageSet,
+    load_image_set as load_image_set,
+)
+from lion_fast.data.plan import (
+    BatchPlan as BatchPlan,
+)
+from lion_fast.errors import (
+    UserError as UserError,
+)
+from lion_fast.init import (
+    fixup_ as fixup_,
+    gradinit_ as gradinit_,
+    he_ as he_,
+    initialize_ as initialize_,
+    lion_dg_ as lion_dg_,
+    lion_lsuv_ as lion_lsuv_,
+    lsuv_ as lsuv_,
+    rezero_ as rezero_,
+    xavier_ as xavier_,
+)
+from lion_fast.kernels import (
+    HeadLosses as HeadLosses,
+    deep_supervision_loss as deep_supervision_loss,
+    deep_supervision_loss_ref as deep_supervision_loss_ref,
+)
+from lion_fast.models import (
+    DeeplySupervised as DeeplySupervised,
+    DenseNetDS as DenseNetDS,
+    ResNetDS as ResNetDS,
+    densenet_ds as densenet_ds,
+    resnet_ds as resnet_ds,
+)
+from lion_fast.training import (
+    Summary as Summary,
+    Validation as Validation,
+    evaluate as evaluate,
+    train as train,
+)
+
+from . import (
+    cli as cli,
+    config as config,
+    data as data,
+    errors as errors,
+    figures as figures,
+    init as init,
+    kernels as kernels,
+    models as models,
+    report as report,
+    study as study,
+    training as training,
+)
+
+__version__: str
