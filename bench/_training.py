@@ -20,7 +20,7 @@ def _plan(config: TrainConfig, image_set: ImageSet) -> BatchPlan:
 
 
 def new_step(config: TrainConfig, image_set: ImageSet) -> TrainStep:
-    """Return the step of a freshly initialised network; it compiles, if at all, when first run."""
+    """Return the step of a freshly initialised network; an engine compiles it."""
     resolved = resolve(config)
     model = build(config, resolved, image_set, _plan(config, image_set))
     return TrainStep(model, config, resolved)

@@ -46,10 +46,10 @@ def test_no_whole_checkpoint_is_an_error_that_names_the_file(tmp_path):
 
 def test_a_full_disk_leaves_the_old_checkpoint_intact(tmp_path):
     save_checkpoint(tmp_path, state(1))
-    (tmp_path / "checkpoint.tmp").symlink_to("/dev/full")  # every write there fails with ENOSPC
+    (tmp_path / "checkpoint.pt.tmp").symlink_to("/dev/full")  # every write there fails with ENOSPC
     with pytest.raises(UserError, match="No space left on device.*intact"):
         save_checkpoint(tmp_path, state(2))
     assert load_checkpoint(tmp_path)["step"] == 1
-    assert not (tmp_path / "checkpoint.tmp").is_symlink()
+    assert not (tmp_path / "checkpoint.pt.tmp").is_symlink()
     save_checkpoint(tmp_path, state(2))
     assert load_checkpoint(tmp_path)["step"] == 2

@@ -7,12 +7,8 @@ import torch
 from run_results import table
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.encoded import open_data
 from lion_fast.training import loop, train
-from lion_fast.training.console import Silent
 from lion_fast.training.engine import StepEngine
-from lion_fast.training.resolve import resolve
-from lion_fast.training.rundir import RunFolder
 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(),
@@ -50,22 +46,14 @@ def test_steps_run_in_chunks_are_the_same_steps(config, monkeypatch):
     assert table(train(config).run) == table(reference.run)
 
 
-def test_reading_the_meter_late_changes_nothing_but_where_a_run_stops(config):
+def test_reading_the_meter_late_changes_nothing_but_where_a_run_stops(config, monkeypatch):
     config = replace(config, device="cpu")
     reference = train(config)
-    lagging = loop._Run(
-        config, resolve(config), open_data(config, "resident"), RunFolder.create(config), Silent()
-    )
-    lagging.lag = 2
-    assert table(lagging.execute(0.0).run) == table(reference.run)
+    monkeypatch.setattr(loop, "_lag", lambda device: 2)
+    assert table(train(config).run) == table(reference.run)
 
     # A checkpoint drains the meter, so a crossing just before one would not be read late.
-    config = replace(config, stop_at_target=True, checkpoint_every=0)
-    stopped = loop._Run(
-        config, resolve(config), open_data(config, "resident"), RunFolder.create(config), Silent()
-    )
-    stopped.lag = 2
-    summary = stopped.execute(0.0)
+    summary = train(replace(config, stop_at_target=True, checkpoint_every=0))
     assert summary.steps_to_target == reference.steps_to_target
     assert summary.steps == summary.steps_to_target + 2
 
@@ -122,9 +110,6 @@ def test_a_graph_run_resumes_where_it_stopped(config):
 def test_the_hot_loop_never_waits_for_the_device(config):
     """Between pauses, issuing steps must not synchronise; the meter is read by events alone."""
     config = replace(config, device="cuda", engine="eager", checkpoint_every=0)
-    run = loop._Run(
-        config, resolve(config), open_data(config, "resident"), RunFolder.create(config), Silent()
-    )
     issue = StepEngine.run
 
     def watched(self, num_steps):
@@ -136,7 +121,7 @@ def test_the_hot_loop_never_waits_for_the_device(config):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StepEngine, "run", watched)
-        run.execute(0.0)
+        train(config)
 
 
 @pytest.fixture

@@ -138,6 +138,7 @@ def test_the_measure_of_allocations_sees_a_single_byte():
 def generated_code(config, images):
     """What Inductor writes for the forward and the backward pass of a step."""
     step = new_step(replace(config, engine="compile"), images)
+    step.compile()
     num_heads = len(step.model.heads.aux) + 1
     inputs = torch.randn(config.batch_size, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     batch = Batch(inputs, torch.zeros(config.batch_size, dtype=torch.int64))

@@ -1,6 +1,5 @@
 """Checkpoints that survive kill -9 and a full disk: written aside, synced, then renamed."""
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,10 @@ from typing import Any
 import torch
 
 from lion_fast.errors import UserError
+from lion_fast.training.files import disk_advice, write_atomically
 
 NAME = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
-_UNFINISHED = "checkpoint.tmp"
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -20,31 +19,10 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     At every moment at least one whole checkpoint stands under its final name. Raises UserError when
     the disk is full or not writable; what stood before is then untouched.
     """
-    unfinished = folder / _UNFINISHED
-    try:
-        with open(unfinished, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:
-        # torch's zip writer reports a failed write as RuntimeError, with the OSError in its
-        # context.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        unfinished.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write a checkpoint in {folder}: {cause.strerror}; the one before it is intact:"
-            f" free space, then --resume {folder}"
-        ) from None
-    if (folder / NAME).exists():
-        os.replace(folder / NAME, folder / PREVIOUS)
-    os.replace(unfinished, folder / NAME)
-    directory = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    path = folder / NAME
+    safe = "the checkpoint before it is intact" if path.exists() else "no checkpoint was written"
+    with disk_advice(path, safe):
+        write_atomically(path, lambda file: torch.save(state, file), keep_as=folder / PREVIOUS)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:

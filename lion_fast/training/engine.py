@@ -30,12 +30,19 @@ class Engine(Protocol):
 def make_engine(
     step: TrainStep, loader: Loader, row_width: int, config: TrainConfig, resolved: Resolved
 ) -> Engine:
-    """Return the resolved engine for `step` fed by `loader`."""
+    """Return the resolved engine for `step` fed by `loader`; it compiles the step where asked."""
+    if compiles(config, resolved):
+        step.compile()
     chunk_steps = config.steps_per_replay if resolved.device.type == "cuda" else 1
     rows = torch.zeros(chunk_steps, row_width, device=resolved.device)
     if resolved.engine == "graph":
         return GraphEngine(step, loader, rows)
     return StepEngine(step, loader, rows)
+
+
+def compiles(config: TrainConfig, resolved: Resolved) -> bool:
+    """Whether the resolved engine runs compiled steps."""
+    return resolved.engine == "compile" or (resolved.engine == "graph" and config.graph_compile)
 
 
 def rehearse(step: TrainStep, loader: Loader, row: Tensor, num_steps: int) -> None:

@@ -1,34 +1,74 @@
-"""What may befall a run from outside: Ctrl-C and the end of memory."""
+"""What may befall a run from outside: a signal to stop, and the end of memory."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+from typing import Self
 
 import torch
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-@contextmanager
-def deferred_interrupt() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into an event to look at between chunks; a second one interrupts."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = signal.getsignal(signal.SIGINT)
 
-    def on_interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGINT, previous)
-        event.set()
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended the run; what it had trained is in its checkpoint."""
 
-    signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    def __init__(self, signal_number: int) -> None:
+        self.signal_number = signal_number
+        super().__init__(signal.Signals(signal_number).name)
+
+
+class StopSignals:
+    """While entered, Ctrl-C, a scheduler's SIGTERM and a closed terminal's SIGHUP end a run alike.
+
+    The first of them raises Interrupted where the run stands or, inside `deferred`, at the next
+    `check`. A second one acts as it would have without this guard: at once. Signals that are
+    ignored (nohup) stay so. Outside the main thread, where no handler can be set, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._deferring = False
+        self._previous: dict[int, signal._HANDLER] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in _STOPPING:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._restore()
+        self._received = number
+        if not self._deferring:
+            self.check()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self._received is not None:
+            raise Interrupted(self._received)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let a signal wait for `check`, so that nothing inside is torn apart."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
 
 
 @contextmanager

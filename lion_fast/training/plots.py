@@ -2,46 +2,35 @@
 
 from pathlib import Path
 
+from lion_fast.figures import INK, OURS, RIVAL, new_figure, save
 from lion_fast.training.history import History
-
-_BLUE, _ORANGE, _GREY = (
-    "#0072B2",
-    "#D55E00",
-    "#555555",
-)  # Okabe-Ito: told apart in print and by the colour-blind
 
 
 def plot_curves(history: History, path: Path, title: str) -> None:
     """Draw `history` to `path` as PNG; needs at least one step."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.4, 3.6)
     loss_axis = figure.subplots()
     steps = [record.step for record in history.records]
-    loss_axis.plot(steps, [r.loss for r in history.records], color=_GREY, linewidth=0.6, alpha=0.6)
+    loss_axis.plot(steps, [r.loss for r in history.records], color=INK, linewidth=0.6, alpha=0.6)
     loss_axis.set(
         xlabel="step", ylabel="total loss of the step (grey)", xlim=(0, steps[-1]), title=title
     )
     loss_axis.set_ylim(bottom=0)
     axis = loss_axis.twinx()
     accuracy = [float("nan") if value is None else 100 * value for value in history.windowed]
-    axis.plot(steps, accuracy, color=_BLUE, linewidth=1.8)
+    axis.plot(steps, accuracy, color=OURS.color, linewidth=1.8)
     axis.set(ylabel=f"training accuracy, mean of {history.window} steps (%)", ylim=(0, 100))
-    axis.yaxis.label.set_color(_BLUE)
-    axis.axhline(100 * history.target, color=_ORANGE, linewidth=1, linestyle="--")
+    axis.yaxis.label.set_color(OURS.color)
+    axis.axhline(100 * history.target, color=RIVAL.color, linewidth=1, linestyle="--")
     crossing = history.target_record
     if crossing is not None:
-        axis.plot([crossing.step], [accuracy[crossing.step - 1]], "o", color=_ORANGE)
+        axis.plot([crossing.step], [accuracy[crossing.step - 1]], "o", color=RIVAL.color)
         axis.annotate(
             f"{100 * history.target:g} % at step {crossing.step}\n{crossing.seconds:.2f} s",
             (crossing.step, accuracy[crossing.step - 1]),
             xytext=(-12, -34),
             textcoords="offset points",
             ha="right",
-            color=_ORANGE,
+            color=RIVAL.color,
         )
-    unfinished = path.with_suffix(".tmp")
-    figure.savefig(unfinished, format="png")
-    unfinished.replace(path)
+    save(figure, path)

@@ -9,6 +9,7 @@ from torch import Tensor
 from lion_fast.data.batches import Batch
 from lion_fast.kernels import deep_supervision_loss
 from lion_fast.models import DeeplySupervised
+from lion_fast.training.losses import LossOptions
 from lion_fast.training.resolve import Resolved
 from lion_fast.training.step import autocast
 
@@ -43,11 +44,13 @@ def probe_gradients(
     aux_weight: Tensor,
     *,
     step: int,
-    label_smoothing: float,
+    loss: LossOptions,
     resolved: Resolved,
 ) -> GradientProbe:
-    """Measure the gradient ratio on `batch` (DESIGN: gradient ratio; paper section 5.3).
+    """Measure |d(sum of aux_weight * L_aux)/d backbone| / |d L_main/d backbone| on `batch`.
 
+    This is the ratio that LION-DG's paper (arXiv 2601.02105, section 5.3) calls gradient awakening
+    when it grows from 0. aux_weight: (), that of the coming step. loss: for its label smoothing.
     Batch-norm running statistics, parameters and their `.grad` are left as they were. Waits for the
     device.
     """
@@ -60,17 +63,17 @@ def probe_gradients(
     main_only[-1] = 1.0
     norms = []
     for loss_weights in (main_only, aux_weight * (1.0 - main_only)):
-        loss = deep_supervision_loss(
+        total = deep_supervision_loss(
             taps,
             [linear.weight for linear in linears],
             [linear.bias for linear in linears],
             batch.labels,
             loss_weights,
-            label_smoothing=label_smoothing,
+            label_smoothing=loss.label_smoothing,
             impl=resolved.impl,
         ).loss
         norms.append(
-            _norm(torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True))
+            _norm(torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True))
         )
     with torch.no_grad():
         for name, buffer in model.named_buffers():

@@ -1,9 +1,9 @@
 """Everything a run has measured, in memory, in its folder and in its checkpoints."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lion_fast.config import TrainConfig
@@ -27,26 +27,28 @@ class RunRecord:
         self.validations: list[list[float]] = []
         self.probes: list[list[float]] = []
         self._num_aux = num_aux
-        self._saved_step: int | None = None
+        self.saved_step: int | None = None
+        self._logs: dict[str, CsvLog] = {}
         self._tensorboard: Any = None
 
     def open(self) -> None:
         """Write the CSV files up to the present step, and keep them open for what follows."""
-        heads = self.history.num_heads
-        records = self.history.records
-        path = self.folder.path
-        self._metrics = CsvLog(
-            path / "metrics.csv",
-            record_columns(heads),
-            (record_values(self.history, record) for record in records),
-        )
-        columns = ["step", "seconds", "loss", *(f"accuracy_head{h}" for h in range(heads))]
-        self._validation = CsvLog(path / "validation.csv", columns, self.validations)
+        heads = range(self.history.num_heads)
+        steps = [record_values(self.history, record) for record in self.history.records]
+        self._open_log("metrics", record_columns(len(heads)), steps)
+        columns = ["step", "seconds", "loss", *(f"accuracy_head{h}" for h in heads)]
+        self._open_log("validation", columns, self.validations)
         if self.config.gradient_ratio_every:
-            columns = GradientProbe.columns(self._num_aux)
-            self._probes = CsvLog(path / "probes.csv", columns, self.probes)
+            self._open_log("probes", GradientProbe.columns(self._num_aux), self.probes)
         if self.config.tensorboard:
-            self._tensorboard = _tensorboard_writer(path, purge_step=len(self.history) + 1)
+            self._tensorboard = _tensorboard_writer(
+                self.folder.path, purge_step=len(self.history) + 1
+            )
+
+    def _open_log(
+        self, name: str, columns: Sequence[str], rows: Iterable[Sequence[object]]
+    ) -> None:
+        self._logs[name] = CsvLog(self.folder.path / f"{name}.csv", columns, rows)
 
     def add_steps(self, rows: Tensor, seconds: float) -> None:
         """Record finished steps; see `History.extend`."""
@@ -55,25 +57,29 @@ class RunRecord:
             self.history.extend(rows, seconds)
         except NonFiniteLoss as error:
             kept = "no checkpoint was written yet"
-            if self._saved_step is not None:
-                kept = f"the checkpoint of step {self._saved_step} is kept in {self.folder.path}"
+            if self.saved_step is not None:
+                kept = f"the checkpoint of step {self.saved_step} is kept in {self.folder.path}"
             raise UserError(f"{error}; {kept}") from None
         finally:
             for record in self.history.records[done:]:
-                self._metrics.append(record_values(self.history, record))
+                self._logs["metrics"].append(record_values(self.history, record))
                 if self._tensorboard:
                     accuracy = self.history.accuracy(record)
                     self._tensorboard.add_scalar("train/loss", record.loss, record.step)
                     self._tensorboard.add_scalar("train/accuracy", accuracy, record.step)
 
+    def is_validated(self, step: int) -> bool:
+        """Whether the newest validation is that of `step`."""
+        return bool(self.validations) and self.validations[-1][0] == step
+
     def add_validation(self, validation: Validation) -> None:
         """Record a pass over the test split at the present step."""
         step = len(self.history)
-        if self.validations and self.validations[-1][0] == step:
+        if self.is_validated(step):
             return
         row = [step, self.history.seconds, validation.loss, *validation.accuracy_per_head]
         self.validations.append(row)
-        self._validation.append(row)
+        self._logs["validation"].append(row)
         if self._tensorboard:
             self._tensorboard.add_scalar("val/accuracy", validation.accuracy, step)
 
@@ -82,7 +88,7 @@ class RunRecord:
         if self.probes and self.probes[-1][0] == probe.step:
             return
         self.probes.append(probe.row())
-        self._probes.append(self.probes[-1])
+        self._logs["probes"].append(self.probes[-1])
 
     @property
     def last_gradient_ratio(self) -> float | None:
@@ -91,19 +97,15 @@ class RunRecord:
 
     def flush(self) -> None:
         """Hand everything recorded so far to the operating system."""
-        for log in self._logs():
+        for log in self._logs.values():
             log.flush()
 
     def close(self) -> None:
         """Close the files."""
-        for log in self._logs():
+        for log in self._logs.values():
             log.close()
         if self._tensorboard:
             self._tensorboard.close()
-
-    def _logs(self) -> list[CsvLog]:
-        names = ("_metrics", "_validation", "_probes")
-        return [getattr(self, name) for name in names if hasattr(self, name)]
 
     def save(self, training_state: dict[str, Any]) -> None:
         """Write a checkpoint of `training_state` and of this record."""
@@ -116,27 +118,24 @@ class RunRecord:
                 "history": self.history.state(),
                 "validations": self.validations,
                 "probes": self.probes,
-                "rng": torch.get_rng_state(),
             },
         )
-        self._saved_step = len(self.history)
+        self.saved_step = len(self.history)
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Restore from a checkpoint that `save` wrote."""
         self.history.load_state(checkpoint["history"])
         self.validations = checkpoint["validations"]
         self.probes = checkpoint["probes"]
-        torch.set_rng_state(checkpoint["rng"])
-        self._saved_step = len(self.history)
+        self.saved_step = len(self.history)
 
     def finish(self, summary: Summary) -> None:
         """Write summary.json, env.txt and curves.png."""
+        self.folder.write_json("summary.json", summary.to_dict())
         facts = summary.environment
         self.folder.write_text("env.txt", "".join(f"{k}: {v}\n" for k, v in facts.items()))
         title = f"{Path(self.config.dataset).stem}  {self.config.arch}  {self.config.init}"
-        if self.history.records:
-            plot_curves(self.history, self.folder.path / "curves.png", title)
-        self.folder.write_json("summary.json", summary.to_dict())
+        plot_curves(self.history, self.folder.path / "curves.png", title)
 
 
 def _tensorboard_writer(path: Path, purge_step: int) -> Any:

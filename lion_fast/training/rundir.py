@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.training.files import write_atomically
 
 
 class RunFolder:
@@ -65,9 +65,7 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Write `text` under `name`, atomically."""
-        unfinished = self.path / f"{name}.tmp"
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, self.path / name)
+        write_atomically(self.path / name, lambda file: file.write(text.encode()))
 
 
 class CsvLog:

@@ -12,6 +12,7 @@ from lion_fast.errors import UserError
 from lion_fast.kernels import HeadLosses
 from lion_fast.models import DeeplySupervised
 from lion_fast.training.history import write_row
+from lion_fast.training.losses import LossOptions
 from lion_fast.training.resolve import Resolved
 
 
@@ -30,33 +31,30 @@ class TrainStep:
             capturable=device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=resolved.precision == "fp16")
-        self.forward = _forward(model, config, resolved)
-        compiled = resolved.engine == "compile" or (
-            resolved.engine == "graph" and config.graph_compile
-        )
-        if compiled:
-            # A run has one shape; dynamic shapes would only come of other runs in this process.
-            self.forward = torch.compile(self.forward, fullgraph=True, dynamic=False)
-        self._warmup_steps = config.aux_warmup_steps
-        self._aux_weight = torch.full((), config.aux_weight, device=device)
+        self.loss = LossOptions.of(config)
         self.steps_done = torch.zeros((), device=device)
+        self._aux_weight_at = self.loss.aux_weight_schedule(device)
+        self._forward = _forward(model, self.loss, resolved)
+
+    def compile(self) -> None:
+        """Put forward and backward through torch.compile, as `nn.Module.compile` does, in place."""
+        # A run has one shape; dynamic shapes would only come of other runs in this process.
+        self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False)
 
     def __call__(self, batch: Batch, row: Tensor) -> None:
         """Train on `batch`; write what it measured before the update into `row` (1 + 2H,)."""
         aux_weight = self.next_aux_weight()
         self.steps_done.add_(1)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.forward(batch.images, batch.labels, aux_weight)
+        losses = self._forward(batch.images, batch.labels, aux_weight)
         self.scaler.scale(losses.loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         write_row(row, losses)
 
     def next_aux_weight(self) -> Tensor:
-        """Return the coming step's auxiliary weight (): alpha * min(1, s / warm-up steps)."""
-        if not self._warmup_steps:
-            return self._aux_weight
-        return self._aux_weight * (self.steps_done / self._warmup_steps).clamp(max=1.0)
+        """Return the coming step's auxiliary weight ()."""
+        return self._aux_weight_at(self.steps_done)
 
     def state_dict(self) -> dict[str, object]:
         """Everything that training changes, as it stands."""
@@ -111,9 +109,9 @@ def autocast(resolved: Resolved) -> torch.autocast:
 
 
 def _forward(
-    model: DeeplySupervised, config: TrainConfig, resolved: Resolved
+    model: DeeplySupervised, loss: LossOptions, resolved: Resolved
 ) -> Callable[[Tensor, Tensor, Tensor], HeadLosses]:
-    smoothing, impl = config.label_smoothing, resolved.impl
+    smoothing, impl = loss.label_smoothing, resolved.impl
 
     def forward(images: Tensor, labels: Tensor, aux_weight: Tensor) -> HeadLosses:
         with autocast(resolved):

@@ -1,5 +1,6 @@
 """Accuracy of every head on the test split: each tap is an early exit."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +49,15 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    model: DeeplySupervised, images: ImageSet | EncodedSet, resolved: Resolved
+    model: DeeplySupervised,
+    images: ImageSet | EncodedSet,
+    resolved: Resolved,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> Validation:
-    """Return loss and per-head accuracy over the test split, with the model in eval mode."""
+    """Return loss and per-head accuracy over the test split, with the model in eval mode.
+
+    `between_batches` may raise to end it early.
+    """
     device = resolved.device
     was_training = model.training
     model.eval()
@@ -58,6 +65,7 @@ def validate(
     correct: Any = 0
     total = 0
     for pixels, labels in images.test_chunks(_BATCH_SIZE):
+        between_batches()
         batch, labels = normalised(pixels, labels, images, device, resolved.compute_dtype)
         total += len(labels)
         with autocast(resolved):

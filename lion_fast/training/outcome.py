@@ -1,0 +1,54 @@
+"""From a run that has ended to its Summary."""
+
+from lion_fast.data.batches import Loader
+from lion_fast.training.environment import (
+    environment,
+    peak_memory_mib,
+    seconds_since_process_start,
+)
+from lion_fast.training.run import Run
+from lion_fast.training.summary import Summary
+from lion_fast.training.validate import Validation
+
+
+def summarize(
+    run: Run,
+    validation: Validation,
+    loader: Loader,
+    *,
+    setup_seconds: float,
+    total_seconds: float,
+    data_wait_percent: float,
+) -> Summary:
+    """Return the outcome of a run that has ended, its last validation included."""
+    history, config, device = run.history, run.config, run.resolved.device
+    target = history.target_record
+    host_bytes, device_bytes = loader.memory_bytes()
+    return Summary(
+        run=run.record.folder.path,
+        steps=len(history),
+        target_accuracy=config.target_accuracy,
+        window=config.window,
+        steps_to_target=target.step if target else None,
+        seconds_to_target=target.seconds if target else None,
+        init_seconds=run.init_seconds,
+        setup_seconds=setup_seconds,
+        train_seconds=history.seconds,
+        total_seconds=total_seconds,
+        process_seconds=seconds_since_process_start(),
+        train_accuracy=history.recent_accuracy(),
+        val_accuracy=validation.accuracy,
+        val_accuracy_per_head=list(validation.accuracy_per_head),
+        val_loss=validation.loss,
+        images_per_second=len(history) * config.batch_size / history.seconds,
+        step_milliseconds_median=history.median_step_milliseconds(),
+        data_wait_percent=data_wait_percent,
+        loader_host_mib=host_bytes / 2**20,
+        loader_device_mib=device_bytes / 2**20,
+        peak_memory_mib=peak_memory_mib(device),
+        num_parameters=sum(parameter.numel() for parameter in run.step.model.parameters()),
+        num_skipped_images=run.images.num_skipped + loader.num_skipped,
+        resolved=run.resolved.to_dict(),
+        config=config.to_dict(),
+        environment=environment(device),
+    )
