@@ -24,6 +24,7 @@ setup(
         "lion_fast.init",
         "lion_fast.kernels",
         "lion_fast.models",
+        "lion_fast.report",
         "lion_fast.study",
         "lion_fast.training",
     ],

@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
+from lion_fast.figures import INK, OURS, RIVAL
 from lion_fast.training.history import History
 
-_BLUE, _ORANGE, _GREY = (
-    "#0072B2",
-    "#D55E00",
-    "#555555",
-)  # Okabe-Ito: told apart in print and by the colour-blind
+_BLUE, _ORANGE, _GREY = OURS.color, RIVAL.color, INK
 
 
 def plot_curves(history: History, path: Path, title: str) -> None:
