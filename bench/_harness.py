@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
+
+from lion_fast.report.stats import bootstrap_interval
 
 MIN_ROUND_SECONDS = 2e-3  # waiting for the device costs about 10 us: under 1 % of such a round
 LONG_CALL_SECONDS = 5.0  # one warm-up call of such length will do
@@ -192,14 +193,8 @@ class Samples:
         median = float(np.median(ratios))
         if len(ratios) < 2:
             return RatioEstimate(median, 0.0, math.inf, len(ratios))
-        interval = stats.bootstrap(
-            (ratios,),
-            np.median,
-            confidence_level=confidence,
-            method="percentile",
-            random_state=np.random.default_rng(seed),
-        ).confidence_interval
-        return RatioEstimate(median, float(interval.low), float(interval.high), len(ratios))
+        interval = bootstrap_interval((ratios,), np.median, level=confidence, seed=seed)
+        return RatioEstimate(median, *interval, len(ratios))
 
 
 def round_orders(names: Sequence[str], seed: int = 0) -> Iterator[tuple[str, ...]]:

@@ -4,7 +4,7 @@ All train the same network with the same losses, rate and weight decay; `tests/t
 them to the trainer's own updates.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from itertools import cycle, islice
 
 import torch
@@ -89,7 +89,7 @@ class PlainScript:
         steps_per_call: int = 1,
         compile_mode: str | None = None,
     ) -> None:
-        self.model = model.to(device, memory_format=torch.contiguous_format)
+        self.model = model.to(device).to(memory_format=torch.contiguous_format)
         self.forward = torch.compile(model, mode=compile_mode) if compile_mode else model
         self.accuracy = 0.0
         self._device = device
@@ -109,7 +109,7 @@ class PlainScript:
         )
         self._batches = self._epochs()
 
-    def _epochs(self) -> Iterator[list[Tensor]]:
+    def _epochs(self) -> Generator[list[Tensor], None, None]:
         while True:
             yield from self._loader
 

@@ -15,6 +15,13 @@ from lion_fast.data.images import ImageSet
 from lion_fast.data.plan import BatchPlan
 from lion_fast.kernels import augment_batch, augment_batch_ref
 
+BENCHMARK = {
+    "title": "Augmentation",
+    "order": 80,
+    "stage": "kernels",
+    "ours": ("triton",),
+}
+
 NUM_BATCHES = 64
 
 

@@ -19,6 +19,13 @@ from torch import Tensor, nn
 from lion_fast.init import initialize_
 from lion_fast.models import DeeplySupervised, densenet_ds, resnet_ds
 
+BENCHMARK = {
+    "title": "Run-time balancing",
+    "order": 30,
+    "stage": "overhead",
+    "ours": ("lion_dg",),
+}
+
 ALPHA = 0.3
 ARCHITECTURES: dict[str, Callable[[], DeeplySupervised]] = {
     "densenet_ds": densenet_ds,

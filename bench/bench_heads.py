@@ -18,6 +18,13 @@ from torch import Tensor
 
 from lion_fast.kernels import deep_supervision_loss, deep_supervision_loss_ref
 
+BENCHMARK = {
+    "title": "Heads and losses",
+    "order": 70,
+    "stage": "kernels",
+    "ours": ("triton",),
+}
+
 TAPS = {
     "densenet": ((72, 32, 32), (84, 16, 16), (90, 8, 8)),
     "resnet": ((64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)),

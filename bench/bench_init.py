@@ -14,6 +14,12 @@ from torch import nn
 from lion_fast.init import gradinit_, he_, lion_dg_, lion_lsuv_, lsuv_
 from lion_fast.models import DeeplySupervised, densenet_ds, resnet_ds
 
+BENCHMARK = {
+    "title": "Initialisation",
+    "order": 40,
+    "stage": "overhead",
+}
+
 NUM_LSUV_IMAGES = 256
 GRADINIT_ITERATIONS = 390
 GRADINIT_BATCH = 128

@@ -1,7 +1,7 @@
 """Loaders alone and feeding training steps: DALI by steps per run, resident, DataLoader workers.
 
     pytest bench/bench_loaders.py --benchmark-only --benchmark-json loaders.json
-    lion-fast report loaders.json --out report/
+    (cd bench && python -m report ../loaders.json --out ../report)
 
 The report draws images/s against steps per run. A row's time is that of `steps_per_call`
 steps, because a loader that makes many batches at once hands most of them out for nothing.
@@ -24,6 +24,13 @@ from lion_fast.training.history import row_width
 from lion_fast.training.resolve import resolve
 from lion_fast.training.step import TrainStep, float32_precision
 
+BENCHMARK = {
+    "title": "Loaders",
+    "order": 60,
+    "stage": "loaders",
+    "ours": ("resident", "dali"),
+}
+
 BATCH_SIZE = 128
 LOADERS: dict[str, dict[str, Any]] = {
     "resident": {"name": "resident"},
@@ -35,7 +42,7 @@ STEPS_PER_CALL = 64  # whole runs of every size
 # A resident loader holds its whole plan, so this bounds the rounds of a benchmark too.
 NUM_STEPS = 50_000
 # On the CPU a step of the paper's network is long enough to hide any loader; this one is not.
-CPU_NETWORK = {"growth_rate": 2, "block_layers": 1}
+CPU_NETWORK: dict[str, Any] = {"growth_rate": 2, "block_layers": 1}
 STEPS_PER_CPU_CALL = 16
 
 # Eight workers are measured wherever we are; with fewer cores torch says so once per loader.

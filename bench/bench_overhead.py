@@ -18,10 +18,17 @@ from torch import Tensor
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
-from lion_fast.config import TrainConfig
+from lion_fast.config import Init, TrainConfig
 from lion_fast.data.images import ImageSet
 
-INITS = ("lion_dg", "he")
+BENCHMARK = {
+    "title": "Overhead of LION-DG",
+    "order": 20,
+    "stage": "overhead",
+    "ours": ("lion_dg",),
+}
+
+INITS: tuple[Init, Init] = ("lion_dg", "he")
 BOUND = {"cuda": 0.01, "cpu": 0.03}
 TINY: dict[str, Any] = {"growth_rate": 2, "block_layers": 1, "base_width": 4, "batch_size": 8}
 CPU_BATCH_SIZE = {"densenet_ds": 128, "resnet_ds": 16}  # a step of either takes half a second
@@ -39,7 +46,7 @@ class FirstSteps:
     def __init__(self, training: Training, weights: list[Tensor]) -> None:
         self.training, self.weights = training, weights
         step = training.step
-        self._parameters = list(step.model.parameters())
+        self._parameters: list[Tensor] = list(step.model.parameters())
         self._optimizer_state = [
             tensor for entries in step.optimizer.state.values() for tensor in entries.values()
         ]
@@ -119,7 +126,7 @@ def test_lion_dg_costs_nothing(bench, image_set, arch, engine) -> None:
     assert peaks["lion_dg"] == peaks["he"]
 
     with Training(configs["he"], image_set, num_steps=NUM_STEPS) as training:
-        starts = {
+        starts: dict[str, FirstSteps] = {
             init: FirstSteps(training, list(new_step(config, image_set).model.parameters()))
             for init, config in configs.items()
         }

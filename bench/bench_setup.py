@@ -8,6 +8,13 @@ set is needed; in quick mode it is tiny and not compiled.
 import pytest
 from _processes import run_python, state, stated, train_afresh
 
+BENCHMARK = {
+    "title": "Set-up",
+    "order": 90,
+    # By its subject it belongs to "step", whose many compilations leave it no time.
+    "stage": "kernels",
+}
+
 # Engine, and what to tell the trainer beside it.
 ENGINES = {
     "compile": ["--engine", "compile"],

@@ -26,7 +26,14 @@ from lion_fast.errors import UserError
 from lion_fast.training.resolve import Resolved, resolve
 from lion_fast.training.step import float32_precision
 
-TINY = {"growth_rate": 2, "block_layers": 1, "batch_size": 8, "num_workers": 0}
+BENCHMARK = {
+    "title": "Training step",
+    "order": 10,
+    "stage": "step",
+    "ours": ("eager", "compile", "graph", "eager_fp32_workers"),
+}
+
+TINY: dict[str, Any] = {"growth_rate": 2, "block_layers": 1, "batch_size": 8, "num_workers": 0}
 ENGINES = ("eager", "compile", "graph")
 LOADERS = ("resident", "dali", "workers")
 BATCH_SIZES = (128, 512, 2048)
@@ -39,7 +46,7 @@ RIVAL_STEPS_PER_CALL = 64
 # Python 3.12 warns of what DataLoader's workers do by default on Linux.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 
-GPU_CASES = [
+GPU_CASES: list[dict[str, Any]] = [
     *(
         {"engine": engine, "loader": loader, "precision": "auto", "batch_size": batch_size}
         for batch_size in BATCH_SIZES
@@ -53,7 +60,7 @@ GPU_CASES = [
         for engine in ENGINES
     ),
 ]
-CPU_CASES = [
+CPU_CASES: list[dict[str, Any]] = [
     {"engine": engine, "loader": "resident", "precision": "fp32", "batch_size": 128}
     for engine in ("eager", "compile")
 ]

@@ -18,6 +18,12 @@ from lion_fast.report.results import read_study
 from lion_fast.study.grid import Study, grid
 from lion_fast.study.runner import run_study
 
+BENCHMARK = {
+    "title": "Studies",
+    "order": 100,
+    "stage": "overhead",
+}
+
 NUM_STEPS = 3000
 COLUMNS = ("step", "loss", "loss_head0", "loss_head1", "loss_head2", "train_accuracy",
            "accuracy_head0", "accuracy_head1", "accuracy_head2", "train_accuracy_windowed",

@@ -16,6 +16,13 @@ from typing import Any, NamedTuple
 import pytest
 from _processes import state, stated, train_afresh
 
+BENCHMARK = {
+    "title": "Time to target",
+    "order": 50,
+    "stage": "target",
+    "needs_data": True,
+}
+
 SEEDS = (42, 123, 456)
 INITS = ("lion_dg", "he")
 QUICK = (

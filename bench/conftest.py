@@ -38,6 +38,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -225,7 +226,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add `--device`, `--data-dir` and `--commit`."""
     group = parser.getgroup("lion-fast benchmarks")
     group.addoption("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    group.addoption("--data-dir", type=Path, help="folder that holds CIFAR-10; synthetic without")
+    with suppress(ValueError):  # tests/conftest.py has it too, and one call may run both
+        group.addoption("--data-dir", type=Path, help="folder that holds CIFAR-10")
     group.addoption("--commit", help="commit to state in results where git cannot tell")
 
 

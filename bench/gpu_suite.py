@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _catalogue import read_catalogue
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE_SECONDS = 510
@@ -36,24 +37,24 @@ class Stage:
     files: tuple[str, ...] = ()
     study: str | None = None
     needs_data: bool = False
-    """It measures convergence, which synthetic images do not show."""
 
 
-STAGES = {
-    "tests": Stage(("tests",)),
-    # bench_setup belongs to step, whose many compilations leave it no time.
-    "kernels": Stage(("bench/bench_heads.py", "bench/bench_augment.py", "bench/bench_setup.py")),
-    "step": Stage(("bench/bench_step.py",)),
-    "loaders": Stage(("bench/bench_loaders.py",)),
-    "target": Stage(("bench/bench_time_to_target.py",), needs_data=True),
-    "overhead": Stage(
-        (
-            *("bench/bench_overhead.py", "bench/bench_balancing.py", "bench/bench_init.py"),
-            "bench/bench_study.py",
-        )
-    ),
-    "study": Stage(study="table1", needs_data=True),
-}
+def read_stages() -> dict[str, Stage]:
+    """Return every stage by name: the tests, the benchmarks by what they say, a study."""
+    files: dict[str, list[str]] = {}
+    needs_data = set()
+    for name, benchmark in read_catalogue().items():
+        files.setdefault(benchmark.stage, []).append(f"bench/{name}.py")
+        if benchmark.needs_data:
+            needs_data.add(benchmark.stage)
+    return {
+        "tests": Stage(("tests",)),
+        **{name: Stage(tuple(of), needs_data=name in needs_data) for name, of in files.items()},
+        "study": Stage(study="table1", needs_data=True),
+    }
+
+
+STAGES = read_stages()
 
 
 def result_name(gpu: str, commit: str | None, stage: str) -> str:
@@ -219,10 +220,6 @@ def run_stages(args: argparse.Namespace, folder: Path, info: dict[str, Any]) -> 
     summary, codes = [], []
     for name in STAGES if args.stage == "all" else [args.stage]:
         stage = STAGES[name]
-        files = [file for file in stage.files if (ROOT / file).exists()]
-        missing = [file for file in stage.files if file not in files]
-        if missing:
-            summary.append(f"{name}: {', '.join(missing)} not written yet")
         if stage.needs_data and args.data_dir is None:
             summary.append(f"{name}: not run, it needs the real images of --data-dir")
             continue
@@ -231,11 +228,9 @@ def run_stages(args: argparse.Namespace, folder: Path, info: dict[str, Any]) -> 
             codes.append(run_study(stage.study, args, env))
             summary.append(f"{name}: {ending(codes[-1])} after {time.monotonic() - start:.0f} s")
             continue
-        if not files:
-            continue
         target = args.out / result_name(info["gpu"], info["commit"], name)
         written = folder / "junit.xml" if name == "tests" else target
-        code = run_stage(stage_command(name, files, written, args), env, STAGE_SECONDS)
+        code = run_stage(stage_command(name, list(stage.files), written, args), env, STAGE_SECONDS)
         codes.append(code)
         if name == "tests" and written.exists():
             report = {"machine_info": info, "tests": count_tests(written)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from lion_fast.errors import UserError
 
@@ -26,7 +26,8 @@ _Value = TypeVar("_Value")
 
 def _field_of(role: Role, default: _Value) -> _Value:
     # Typed as what a reader of the field gets, as `dataclasses.field` itself is.
-    return cast(_Value, dataclasses.field(default=default, metadata={"role": role}))
+    field: Any = dataclasses.field(default=default, metadata={"role": role})
+    return field
 
 
 def numbers(default: _Value) -> _Value:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--data-dir", type=Path, help="folder with real CIFAR-10, for the tests on it")
+    with suppress(ValueError):  # bench/conftest.py has it too, and one call may run both
+        parser.addoption("--data-dir", type=Path, help="folder that holds CIFAR-10")
 
 
 @pytest.fixture

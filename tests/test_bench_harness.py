@@ -289,10 +289,20 @@ def suite_arguments(tmp_path, stage, **given):
 INFO = {"gpu": "NVIDIA Test", "torch": "0", "commit": None}
 
 
-def test_a_stage_whose_benchmarks_do_not_exist_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(gpu_suite.STAGES, "step", gpu_suite.Stage(("bench/bench_absent.py",)))
-    assert gpu_suite.run_stages(suite_arguments(tmp_path, "step"), tmp_path, INFO) == 1
-    assert "bench/bench_absent.py not written yet" in capsys.readouterr().out
+def test_the_stages_are_what_the_benchmark_files_say():
+    files = [file for stage in gpu_suite.STAGES.values() for file in stage.files]
+    assert sorted(files) == sorted(
+        ["tests", *(f"bench/{p.name}" for p in BENCH.glob("bench_*.py"))]
+    )
+    assert gpu_suite.STAGES["target"].needs_data and not gpu_suite.STAGES["step"].needs_data
+
+
+def test_tests_and_benchmarks_run_in_one_call():
+    command = [sys.executable, "-m", "pytest", "-q", "--co", "--benchmark-disable", "--data-dir=d"]
+    for order in (["tests/test_figures.py", "bench"], ["bench", "tests/test_figures.py"]):
+        done = subprocess.run([*command, *order], cwd=BENCH.parent, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "test_figures.py::" in done.stdout and "bench_step.py::" in done.stdout
 
 
 def test_convergence_stages_want_real_images_and_speed_stages_say_they_had_none(tmp_path, capsys):

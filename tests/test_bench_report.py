@@ -1,4 +1,4 @@
-"""`lion-fast report` shows what the result files hold, and nothing else."""
+"""`python -m report`, run in bench/, shows what the result files hold, and nothing else."""
 
 import json
 import re
@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _catalogue import About, read_catalogue
 from bench_rows import CPU, H200, compared, ratio, row, write
 from PIL import Image
 
 from lion_fast import figures
-from lion_fast.cli import main
 from lion_fast.report import markdown
+from report.__main__ import _Arguments, main
 from report.page import TITLES, report_benchmarks
 from report.plots import loader_rates, step_bars
 from report.results import by_machine, read_results
@@ -110,6 +111,29 @@ def test_numbers_of_a_real_run_reach_the_page(real, tmp_path):
     assert beside["its median"] == markdown.seconds(
         both["extra_info"]["median_seconds_of"]["he"], 4
     )
+
+
+def test_the_command_of_make_bench_report_works_in_its_folder(tmp_path):
+    path = write(tmp_path / "gpu.json", H200, [row("bench_heads", 1e-3, "loss", "triton")])
+    command = [sys.executable, "-m", "report", str(path), "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=BENCH, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(tmp_path / "out" / "benchmarks.md")]
+    assert _Arguments((path,)).out == BENCH / "results" / "report"
+
+
+def test_every_benchmark_file_says_what_the_suite_and_the_report_must_know():
+    catalogue = read_catalogue()
+    assert set(catalogue) == {path.stem for path in BENCH.glob("bench_*.py")}
+    assert len({about.title for about in catalogue.values()}) == len(catalogue)
+
+
+def test_a_benchmark_file_alone_adds_a_benchmark_and_a_silent_one_is_refused(tmp_path):
+    fields = {"title": "New", "order": 5, "stage": "step", "ours": ("us",)}
+    (tmp_path / "bench_new.py").write_text(f"import absent\n\nBENCHMARK = {fields}\n")
+    assert read_catalogue(tmp_path) == {"bench_new": About(**fields)}
+    (tmp_path / "bench_silent.py").write_text("import absent\n")
+    with pytest.raises(ValueError, match="bench_silent.py states no BENCHMARK"):
+        read_catalogue(tmp_path)
 
 
 def test_what_was_not_measured_is_said_and_never_blank(real, tmp_path):
@@ -281,7 +305,7 @@ def test_the_test_stage_of_the_gpu_suite_is_reported(tmp_path, capsys):
     content = {"machine_info": H200, "tests": {**counts, "failed": ["tests.test_x::test_y"]}}
     path = tmp_path / "h200_tests.json"
     path.write_text(json.dumps(content))
-    assert main(["report", str(path), "--out", str(tmp_path / "out")]) == 0
+    assert main([str(path), "--out", str(tmp_path / "out")]) == 0
     text = Path(capsys.readouterr().out.splitlines()[0]).read_text(encoding="utf-8")
     assert "300 tests in 210 s; failures: 1, errors: 0, skipped: 4." in text
     assert "- failed: `tests.test_x::test_y`" in text
@@ -392,7 +416,7 @@ def damaged(**changes):
 def test_other_json_is_refused_in_one_line_that_names_the_file(tmp_path, capsys, content, words):
     path = tmp_path / "odd.json"
     path.write_text(content)
-    assert main(["report", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert main([str(path), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "odd.json" in error and words in error
     assert not (tmp_path / "out").exists()
@@ -403,12 +427,12 @@ def test_no_files_missing_files_and_a_bad_out_give_one_line(tmp_path, capsys):
     folder = tmp_path / "folder.json"
     folder.mkdir()
     for arguments, words in (
-        ([], "needs names of studies, or result files"),
+        ([], "report needs result files"),
         (["nowhere.json"], "nowhere.json: cannot be read"),
         ([str(folder)], "cannot be read"),
-        ([str(tmp_path)], "unknown study"),
+        ([str(tmp_path)], "cannot be read"),
         ([str(good), "--out", str(good)], "cannot be written"),
     ):
-        assert main(["report", *arguments]) == 2
+        assert main(arguments) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and words in error

@@ -268,7 +268,7 @@ def test_every_named_study_can_be_drawn(tmp_path, name):
         (["quikstart"], "unknown study 'quikstart': did you mean quickstart?"),
         (["quickstart"], "run `lion-fast study` first"),
         (["table6"], "no run of table6 is finished"),
-        (["quickstart", "a.json"], "not both at once"),
+        (["a.json"], "unknown study 'a.json'"),
     ],
 )
 def test_a_report_that_cannot_be_written_is_refused_in_one_line(tmp_path, capsys, arguments, words):

@@ -1,4 +1,6 @@
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +134,18 @@ def test_the_bootstrap_interval_covers_the_true_speedup_as_often_as_it_says():
         )
         hits += low <= 10 <= high
     assert 0.89 <= hits / 200 <= 0.99
+
+
+def test_the_committed_reports_intervals_are_this_bootstraps_up_to_its_noise():
+    """They were drawn by another generator: with three seeds, 27 means decide a percentile."""
+    folder = Path(__file__).parent.parent / "bench" / "results" / "studies"
+    study = json.loads((folder / "studies.json").read_text())["studies"]["table6"]
+    he, *others = study["steps_to_target"]
+    for row in others:
+        ours, theirs = (list(of["by_seed"].values()) for of in (row, he))
+        assert speedup_interval(ours, theirs) == pytest.approx(
+            row["speedup_interval_percent"], abs=0.3
+        )
 
 
 def test_without_spread_the_interval_is_the_speedup_and_with_one_seed_there_is_none():

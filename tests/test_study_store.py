@@ -9,8 +9,10 @@ import pytest
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.report.results import read_study
 from lion_fast.study.export import export_csv
 from lion_fast.study.grid import Study, grid
+from lion_fast.study.status import status_lines
 from lion_fast.study.store import Store, Table
 
 STUDY = Study(
@@ -20,7 +22,16 @@ STUDY = Study(
     variants=grid(init=("he", "lion_dg")),
     seeds=(1, 2),
 )
-SUMMARY = {"steps": 2, "val_accuracy_per_head": [0.25, 0.5], "resolved": {"device": "cpu"}}
+SUMMARY = {
+    "steps": 2,
+    "target_accuracy": 0.7,
+    "steps_to_target": None,
+    "total_seconds": 1.0,
+    "train_seconds": 1.0,
+    "val_accuracy": 0.5,
+    "val_accuracy_per_head": [0.25, 0.5],
+    "resolved": {"device": "cpu"},
+}
 TABLES = {
     "metrics": Table(["step", "loss"], [[1, 2.5], [2, None]]),
     "validation": Table(["step", "loss"], [[2, 1.5]]),
@@ -101,10 +112,15 @@ def test_another_config_is_refused_with_the_difference(tmp_path, store):
     Store.create(STUDY.override(data_dir=tmp_path, log_every=3), tmp_path).close()
 
 
-def test_another_version_is_refused(tmp_path, store):
-    change(store.path, "UPDATE study SET version = '0.0.1'")
+def test_another_versions_store_is_shown_and_gets_no_more_runs(tmp_path):
+    with Store.create(STUDY, tmp_path) as store:
+        store.finish(store.cells()[0].id, SUMMARY, TABLES)
+    change(tmp_path / "small" / "study.sqlite", "UPDATE study SET version = '0.0.1'")
     with pytest.raises(UserError, match=r"was written by lion-fast 0\.0\.1 and this is"):
         Store.create(STUDY, tmp_path)
+    assert status_lines(STUDY, tmp_path)[-1].startswith("small: 4 runs: 1 done, 3 missing")
+    assert len(read_csv(export_csv(STUDY, tmp_path, tmp_path / "csv")[0])) == 1
+    assert len(read_study(STUDY, tmp_path).runs) == 1
 
 
 def test_another_layout_is_refused(tmp_path, store):

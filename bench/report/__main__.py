@@ -1,6 +1,7 @@
 """python -m report FILE... [--out DIR], run in bench/: benchmarks.md and pictures of JSON files."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,13 @@ class _Arguments:
 
     files: tyro.conf.Positional[tuple[Path, ...]]
     """JSON files of pytest --benchmark-json and make gpu, from any number of machines."""
-    out: Path = Path("results/report")
+    out: Path = Path(__file__).resolve().parents[1] / "results" / "report"
     """Folder for benchmarks.md and its pictures."""
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report and print its paths; return 2 on bad input."""
-    parsed = tyro.cli(_Arguments, prog="python -m report")
+    parsed = tyro.cli(_Arguments, args=arguments, prog="python -m report")
     try:
         written = report_benchmarks(parsed.files, parsed.out)
     except UserError as error:

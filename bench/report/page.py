@@ -7,6 +7,7 @@ from lion_fast.errors import UserError
 from lion_fast.report.markdown import seconds
 from report.plots import draw_all
 from report.results import (
+    CATALOGUE,
     MachineResults,
     Origin,
     SuiteOutcome,
@@ -15,19 +16,8 @@ from report.results import (
 )
 from report.tables import LEGEND, side_by_side, timed_alone
 
-TITLES = {
-    "bench_step": "Training step",
-    "bench_overhead": "Overhead of LION-DG",
-    "bench_balancing": "Run-time balancing",
-    "bench_init": "Initialisation",
-    "bench_time_to_target": "Time to target",
-    "bench_setup": "Set-up",
-    "bench_loaders": "Loaders",
-    "bench_heads": "Heads and losses",
-    "bench_augment": "Augmentation",
-    "bench_study": "Studies",
-}
-"""Benchmarks in order of appearance; others follow under their file's name."""
+TITLES = {name: about.title for name, about in CATALOGUE.items()}
+"""Of benchmarks in order of appearance; others follow under their file's name."""
 
 
 def report_benchmarks(paths: Sequence[Path], out: Path) -> list[Path]:

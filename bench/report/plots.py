@@ -22,7 +22,7 @@ from lion_fast.figures import (
     spread,
 )
 from lion_fast.report.markdown import seconds
-from report.results import MachineResults, Ratio, Row
+from report.results import BenchmarkRow, MachineResults, Ratio
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ class Bar(NamedTuple):
     is_ours: bool
 
 
-def step_bars(rows: Sequence[Row]) -> list[Bar]:
+def step_bars(rows: Sequence[BenchmarkRow]) -> list[Bar]:
     """Return the steps of bench_step at the smallest batch, slowest first.
 
     A function timed beside a row's subject is left out where it has a row of its own.
@@ -71,11 +71,11 @@ def step_bars(rows: Sequence[Row]) -> list[Bar]:
     return sorted(found.values(), key=lambda bar: -bar.seconds)
 
 
-def _smallest_batch(rows: Sequence[Row]) -> int:
+def _smallest_batch(rows: Sequence[BenchmarkRow]) -> int:
     return min(_batch_size(row) for row in rows if row.benchmark == "bench_step")
 
 
-def _batch_size(row: Row) -> int:
+def _batch_size(row: BenchmarkRow) -> int:
     found = re.search(r"\bB(\d+)", row.extra["shape"])
     return int(found[1]) if found else 0
 
@@ -119,7 +119,7 @@ class Cost(NamedTuple):
     is_ours: bool
 
 
-def costs(rows: Sequence[Row], benchmark: str) -> list[Cost]:
+def costs(rows: Sequence[BenchmarkRow], benchmark: str) -> list[Cost]:
     """Return the ratios of a benchmark that have an interval."""
     rows = [row for row in rows if row.benchmark == benchmark]
     keys = ("arch", "shape", "impl", "dtype", "mode")
@@ -189,7 +189,7 @@ class Rate(NamedTuple):
     is_ours: bool
 
 
-def loader_rates(rows: Sequence[Row], op: str) -> list[Rate]:
+def loader_rates(rows: Sequence[BenchmarkRow], op: str) -> list[Rate]:
     """Return the rates of an op of bench_loaders.
 
     A loader that the rows compare themselves with has the median over them, derived from the ratio
@@ -279,7 +279,7 @@ def _where(results: MachineResults) -> str:
     return f"{results.machine.name}, {next(f for f in results.machine.facts if 'torch' in f)}"
 
 
-def _varying(row: Row, rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
+def _varying(row: BenchmarkRow, rows: Sequence[BenchmarkRow], keys: Sequence[str]) -> list[str]:
     """Return the words of the row's settings that not all of the rows share."""
     words = []
     for key in keys:

@@ -10,16 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from _catalogue import read_catalogue
+
 from lion_fast.errors import UserError
 
-_OURS = {
-    "bench_step": {"eager", "compile", "graph", "eager_fp32_workers"},
-    "bench_heads": {"triton"},
-    "bench_augment": {"triton"},
-    "bench_loaders": {"resident", "dali"},
-    "bench_overhead": {"lion_dg"},
-    "bench_balancing": {"lion_dg"},
-}
+CATALOGUE = read_catalogue()
 
 
 class Ratio(NamedTuple):
@@ -36,7 +31,7 @@ class Ratio(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchmarkRow:
     """One benchmark; times are seconds per call, or per step where a call is several steps."""
 
     benchmark: str
@@ -73,7 +68,8 @@ class Row:
 
     def is_ours(self, name: str) -> bool:
         """Whether a compared name is this project's; `dali-16` counts as `dali`."""
-        return name.partition("-")[0] in _OURS.get(self.benchmark, ())
+        about = CATALOGUE.get(self.benchmark)
+        return about is not None and name.partition("-")[0] in about.ours
 
 
 class SuiteOutcome(NamedTuple):
@@ -115,7 +111,7 @@ class ResultFile:
     origin: Origin
     time: str
     """ISO 8601 of its writing; empty where the file does not say."""
-    rows: tuple[Row, ...]
+    rows: tuple[BenchmarkRow, ...]
     tests: SuiteOutcome | None
 
 
@@ -124,7 +120,7 @@ class MachineResults:
     """All that one machine measured, every row as of its newest file."""
 
     machine: Machine
-    rows: tuple[Row, ...]
+    rows: tuple[BenchmarkRow, ...]
     origins: dict[Origin, list[str]]
     """Benchmarks by origin."""
     tests: SuiteOutcome | None
@@ -208,7 +204,7 @@ def _fact(key: str, info: dict[str, Any]) -> str:
     return _FACTS[key].format(value)
 
 
-def _row(entry: Any) -> Row:
+def _row(entry: Any) -> BenchmarkRow:
     absent: dict[str, Any] = {
         **dict.fromkeys(("median_seconds_of", "peak_memory_bytes_of", "goals"), {}),
         "ratios": [],
@@ -222,7 +218,7 @@ def _row(entry: Any) -> Row:
     if not isinstance(steps, int) or steps < 1:
         raise _Malformed(f"steps_per_call is {steps!r}")
     seconds_of = _field(extra, "median_seconds_of", dict)
-    return Row(
+    return BenchmarkRow(
         benchmark=PurePosixPath(name.partition("::")[0]).stem,
         name=name,
         median=_field(stats, "median", _NUMBER) / steps,

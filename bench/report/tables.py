@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lion_fast.report.markdown import ABSENT, num_bytes, seconds, significant, table
-from report.results import Ratio, Row
+from report.results import BenchmarkRow, Ratio
 
 HEADERS = {
     "gb_per_second": "GB/s",
@@ -39,7 +39,7 @@ measured copy bandwidth. Peak memory is known on GPUs only. {ABSENT} means: does
 recorded."""
 
 
-def timed_alone(rows: Sequence[Row]) -> Iterator[str]:
+def timed_alone(rows: Sequence[BenchmarkRow]) -> Iterator[str]:
     """Yield the table of functions that were timed one after the other."""
     if not rows:
         return
@@ -65,11 +65,11 @@ def timed_alone(rows: Sequence[Row]) -> Iterator[str]:
     yield from (*table(header, lines, len(keys)), "")
 
 
-def _goals(row: Row) -> str:
+def _goals(row: BenchmarkRow) -> str:
     return ", ".join(f"{_header(what)} {goal}" for what, goal in row.goals.items()) or ABSENT
 
 
-def side_by_side(rows: Sequence[Row]) -> Iterator[str]:
+def side_by_side(rows: Sequence[BenchmarkRow]) -> Iterator[str]:
     """Yield the table of functions that were timed in turn: a line per ratio."""
     if not rows:
         return
@@ -101,7 +101,7 @@ def side_by_side(rows: Sequence[Row]) -> Iterator[str]:
     yield from (*table(header + [*map(_header, measures)], lines, 1 + len(keys)), "")
 
 
-def _compared(row: Row) -> Iterator[tuple[str, Ratio | None]]:
+def _compared(row: BenchmarkRow) -> Iterator[tuple[str, Ratio | None]]:
     """Yield every function with each of its ratios, the subject first.
 
     One that others are set against and no more is left out: its time stands beside theirs.
@@ -114,18 +114,18 @@ def _compared(row: Row) -> Iterator[tuple[str, Ratio | None]]:
             yield name, None
 
 
-def _median(row: Row, name: str | None) -> str:
+def _median(row: BenchmarkRow, name: str | None) -> str:
     time = row.median_seconds_of.get(name or "")
     return ABSENT if time is None else seconds(time, 4)
 
 
-def _memories(row: Row, name: str, other: str | None) -> list[str]:
+def _memories(row: BenchmarkRow, name: str, other: str | None) -> list[str]:
     mine, its = (row.peak_memory_bytes_of.get(who or "") for who in (name, other))
     shown = _cell("peak_memory_bytes", its)
     return [_cell("peak_memory_bytes", mine), "equal" if mine and mine == its else shown]
 
 
-def _against_rivals(rows: Sequence[Row]) -> dict[str, str]:
+def _against_rivals(rows: Sequence[BenchmarkRow]) -> dict[str, str]:
     """Return each Triton row's time over that of the fastest rival at its setting, by name."""
     texts = {}
     for group in at_equal_settings(rows):
@@ -139,7 +139,7 @@ def _against_rivals(rows: Sequence[Row]) -> dict[str, str]:
     return texts
 
 
-def _ratio_cells(row: Row, ratio: Ratio | None) -> list[str]:
+def _ratio_cells(row: BenchmarkRow, ratio: Ratio | None) -> list[str]:
     if ratio is None:
         return [ABSENT] * 3
     interval = f"{ratio.low:.3f} ... {ratio.high:.3f}" if ratio.num_rounds > 1 else ABSENT
@@ -151,7 +151,7 @@ def _caption(what: str, shared: dict[str, Any]) -> str:
     return f"**{what}**: {stated}" if stated else f"**{what}**"
 
 
-def _iqr(row: Row) -> str:
+def _iqr(row: BenchmarkRow) -> str:
     return seconds(row.q3 - row.q1, 2) if row.rounds > 1 else ABSENT
 
 
@@ -205,7 +205,7 @@ class Settings(NamedTuple):
     """Numbers with a unit in their name."""
 
 
-def settings(rows: Sequence[Row]) -> Settings:
+def settings(rows: Sequence[BenchmarkRow]) -> Settings:
     """Return what was noted of the rows, without what another setting or the subject tells.
 
     For instance `arch=densenet_ds` beside `shape=densenet_ds B128`.
@@ -231,9 +231,9 @@ def is_measure(key: str) -> bool:
     return key in STATISTICS or not UNITS.isdisjoint(key.split("_"))
 
 
-def at_equal_settings(rows: Iterable[Row]) -> list[list[Row]]:
+def at_equal_settings(rows: Iterable[BenchmarkRow]) -> list[list[BenchmarkRow]]:
     """Group rows that differ in `impl`, in measures and in how calls were issued alone."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[BenchmarkRow]] = {}
     for row in rows:
         setting = {
             key: value
@@ -248,7 +248,7 @@ def _is_noted(value: Any) -> bool:
     return value is not False and value not in (None, "", {}, [])
 
 
-def _tells(whole: str, part: str, rows: Sequence[Row]) -> bool:
+def _tells(whole: str, part: str, rows: Sequence[BenchmarkRow]) -> bool:
     """Whether in every row the text of `whole` contains the value of `part` as a word."""
     return all(
         isinstance(text := row.extra.get(whole), str)
@@ -258,7 +258,7 @@ def _tells(whole: str, part: str, rows: Sequence[Row]) -> bool:
     )
 
 
-def verdict(row: Row, ratio: Ratio) -> str:
+def verdict(row: BenchmarkRow, ratio: Ratio) -> str:
     """Say in words what the interval shows, from our side where one of the two is ours."""
     if ratio.num_rounds < 2 or math.isinf(ratio.high):
         return "too few rounds to tell"

@@ -34,7 +34,7 @@ ACCURACY = Quantity("val_accuracy", 100, ("lower accuracy", "higher accuracy"))
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantRow:
     """One variant of a table."""
 
     variant: Variant
@@ -78,7 +78,7 @@ class Row:
         return speedup_interval(list(self.values.values()), list(self.baseline.values()))
 
 
-def compare_variants(results: StudyResults, quantity: Quantity) -> list[Row]:
+def compare_variants(results: StudyResults, quantity: Quantity) -> list[VariantRow]:
     """Return one row per variant that has run; Holm's correction is over all of them."""
     values = {
         variant_label(variant): {
@@ -101,7 +101,7 @@ def compare_variants(results: StudyResults, quantity: Quantity) -> list[Row]:
         words=quantity.words,
     )
     return [
-        Row(
+        VariantRow(
             variant,
             results.of(variant)[0].config,
             values[label],

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lion_fast.errors import UserError
-from lion_fast.report.comparisons import ACCURACY, SECONDS, STEPS, Row, compare_variants
+from lion_fast.report.comparisons import ACCURACY, SECONDS, STEPS, VariantRow, compare_variants
 from lion_fast.report.markdown import table
 from lion_fast.report.plots import draw_study
 from lion_fast.report.results import Run, StudyResults
@@ -191,7 +191,7 @@ def _study_values(results: StudyResults) -> dict[str, Any]:
     }
 
 
-def _row_values(row: Row) -> dict[str, Any]:
+def _row_values(row: VariantRow) -> dict[str, Any]:
     return {
         "variant": dict(row.variant),
         "by_seed": dict(row.values),

@@ -20,10 +20,10 @@ from lion_fast.figures import (
     new_figure,
     save,
 )
-from lion_fast.report.comparisons import STEPS, Row, compare_variants
+from lion_fast.report.comparisons import STEPS, VariantRow, compare_variants
+from lion_fast.report.growth import EARLY_STEPS, growth_fits
 from lion_fast.report.paper import published_steps
 from lion_fast.report.results import Run, StudyResults
-from lion_fast.report.statements import EARLY_STEPS, growth_fits
 from lion_fast.study.grid import Variant
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def draw_seeds(results: StudyResults, path: Path) -> bool:
 
 
 def _seed_dots(
-    axis: "Axes", place: int, row: Row, markers: dict[int, str], *, is_last: bool
+    axis: "Axes", place: int, row: VariantRow, markers: dict[int, str], *, is_last: bool
 ) -> None:
     style = RIVAL if row.comparison is None else OURS
     present = {seed: value for seed, value in row.values.items() if value is not None}

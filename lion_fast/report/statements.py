@@ -4,25 +4,23 @@ The bars were set before any study had ended. "Not reproduced" says that the run
 show it, which three seeds may simply be too few for; the evidence says how far they go.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
-
-from lion_fast.report.comparisons import ACCURACY, STEPS, Quantity, Row, compare_variants
+from lion_fast.report.comparisons import ACCURACY, STEPS, Quantity, VariantRow, compare_variants
+from lion_fast.report.growth import EARLY_STEPS, growth_fits
 from lion_fast.report.markdown import significant
 from lion_fast.report.paper import NUM_STEPS, TABLE_1, published_accuracy, published_speedup
 from lion_fast.report.results import Run, StudyResults, has_values
-from lion_fast.report.stats import LinearFit, linear_fit, spearman
+from lion_fast.report.stats import Comparison, spearman
 
-EARLY_STEPS = 100
-"""The first part of the paper's Figure 1, in which head weights are to grow linearly."""
 _LINEAR, _STEADY = 0.95, 0.5
 _COMPARABLE_POINTS = 1.0
 _EQUAL_PERCENT = 2.0
 _DENSENET_10 = {"dataset": "cifar10", "arch": "densenet_ds"}
 _TABLE_1 = ("table1", "table6", "table2", "exits")
+_TABLE_1_INITS = ("he", "lion_dg", "lsuv", "lion_lsuv")
 
 
 class Judgement(NamedTuple):
@@ -32,7 +30,12 @@ class Judgement(NamedTuple):
     evidence: str
 
 
+class _NotTested(Exception):
+    """The runs at hand say nothing of a statement; the message says why."""
+
+
 Judge = Callable[[StudyResults], Judgement]
+"""Raises _NotTested."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,22 @@ class Statement:
     """Studies that can test it, the most complete one first."""
     judge: Judge
 
+    def judged_by(self, results: StudyResults) -> Judgement:
+        """Return what a study says of it."""
+        try:
+            return self.judge(results)
+        except _NotTested as why:
+            return Judgement("not tested", str(why))
+
 
 def judge_all(studies: Sequence[StudyResults]) -> list[tuple[Statement, Judgement]]:
     """Return every statement with what the most telling of `studies` says of it."""
     by_name = {results.study.name: results for results in studies}
     judged = []
     for statement in STATEMENTS:
-        found = [statement.judge(by_name[n]) for n in statement.studies if n in by_name]
+        found = [statement.judged_by(by_name[n]) for n in statement.studies if n in by_name]
         tested = [judgement for judgement in found if judgement.verdict != "not tested"]
-        nothing = _untested(f"needs the study {statement.studies[0]}")
+        nothing = Judgement("not tested", f"needs the study {statement.studies[0]}")
         judged.append((statement, [*tested, *found, nothing][0]))
     return judged
 
@@ -63,39 +73,58 @@ def _verdict(holds: bool, evidence: str) -> Judgement:
     return Judgement("reproduced" if holds else "not reproduced", evidence)
 
 
-def _untested(why: str) -> Judgement:
-    return Judgement("not tested", why)
+def _row(results: StudyResults, quantity: Quantity, fields: dict[str, object]) -> VariantRow:
+    """Return the table's row whose config has these values; raise _NotTested without one."""
+    for row in compare_variants(results, quantity):
+        if has_values(row.config, fields):
+            return row
+    raise _NotTested(f"no finished runs of {_words(fields)}")
 
 
-def _row(results: StudyResults, quantity: Quantity, fields: dict[str, object]) -> Row | None:
-    """Return the table's row whose config has these values."""
-    rows = compare_variants(results, quantity)
-    return next((row for row in rows if has_values(row.config, fields)), None)
+def _tested(results: StudyResults, quantity: Quantity, fields: dict[str, object]) -> "_Tested":
+    """Return `_row` with its comparison; raise _NotTested where that has no p value."""
+    row = _row(results, quantity, fields)
+    if row.comparison is None:
+        raise _NotTested(f"no finished runs of the baseline of {_words(fields)}")
+    if row.comparison.p_corrected is None:
+        raise _NotTested(row.comparison.verdict)
+    return _Tested(row, row.comparison)
+
+
+class _Tested(NamedTuple):
+    """A row that was tested against its baseline."""
+
+    row: VariantRow
+    comparison: Comparison
+
+    def steps_evidence(self) -> str:
+        """Say what a row of steps shows."""
+        parts = [f"speedup {self.row.speedup:+.1f} %"]
+        if self.row.interval is not None:
+            parts.append("95 % interval {:+.1f} to {:+.1f} %".format(*self.row.interval))
+        paper = published_speedup(self.row.config)
+        if paper is not None:
+            parts.append(f"paper {paper:+.1f} %")
+        return f"{', '.join(parts)}; {self.comparison.verdict}"
+
+
+def _words(fields: dict[str, object]) -> str:
+    return " ".join(map(str, fields.values()))
+
+
+def _check_whole_runs(row: VariantRow) -> None:
+    if published_accuracy(row.config) is None:
+        raise _NotTested(f"the runs did not train the paper's {NUM_STEPS:,} steps")
 
 
 def _fewer_steps(**fields: object) -> Judge:
     """Return the judge of: fewer steps to the target than He-init, after Holm's correction."""
 
     def judge(results: StudyResults) -> Judgement:
-        row = _row(results, STEPS, fields)
-        if row is None or row.comparison is None:
-            return _untested("no finished runs of it and of its baseline")
-        if row.speedup is None or row.comparison.p_corrected is None:
-            return _untested(row.comparison.verdict)
-        return _verdict(row.comparison.shown < 0, _steps_evidence(row))
+        tested = _tested(results, STEPS, fields)
+        return _verdict(tested.comparison.shown < 0, tested.steps_evidence())
 
     return judge
-
-
-def _steps_evidence(row: Row) -> str:
-    assert row.comparison is not None and row.speedup is not None
-    parts = [f"speedup {row.speedup:+.1f} %"]
-    if row.interval is not None:
-        parts.append(f"95 % interval {row.interval[0]:+.1f} to {row.interval[1]:+.1f} %")
-    paper = published_speedup(row.config)
-    if paper is not None:
-        parts.append(f"paper {paper:+.1f} %")
-    return f"{', '.join(parts)}; {row.comparison.verdict}"
 
 
 def _never_reached(**fields: object) -> Judge:
@@ -106,7 +135,7 @@ def _never_reached(**fields: object) -> Judge:
         reached = [run for run in runs if run.summary["steps_to_target"] is not None]
         whole = [run for run in runs if run.summary["steps"] >= NUM_STEPS]
         if not runs or (len(whole) < len(runs) and not reached):
-            return _untested(f"no finished runs of {NUM_STEPS:,} steps")
+            raise _NotTested(f"no finished runs of {NUM_STEPS:,} steps")
         return _verdict(not reached, f"{len(reached)} of {len(runs)} runs reach it")
 
     return judge
@@ -116,17 +145,13 @@ def _comparable_accuracy(**fields: object) -> Judge:
     """Return the judge of: mean accuracy within a point of He-init's and no difference shown."""
 
     def judge(results: StudyResults) -> Judgement:
-        row = _row(results, ACCURACY, fields)
-        if row is None or row.comparison is None or row.comparison.difference is None:
-            return _untested("no finished runs of it and of its baseline")
-        if published_accuracy(row.config) is None:
-            return _untested(f"the runs did not train the paper's {NUM_STEPS:,} steps")
-        difference, p_value = row.comparison.difference, row.comparison.p_corrected
-        if p_value is None:
-            return _untested(row.comparison.verdict)
+        _check_whole_runs(_row(results, ACCURACY, fields))
+        comparison = _tested(results, ACCURACY, fields).comparison
+        difference, p_value = comparison.difference, comparison.p_corrected
+        assert difference is not None and p_value is not None
         return _verdict(
             abs(difference) <= _COMPARABLE_POINTS and p_value >= 0.05,
-            f"{difference:+.2f} points; {row.comparison.verdict}",
+            f"{difference:+.2f} points; {comparison.verdict}",
         )
 
     return judge
@@ -136,16 +161,8 @@ def _most_accurate(init: str, **fields: object) -> Judge:
     """Return the judge of: the highest mean validation accuracy of the four of Table 1."""
 
     def judge(results: StudyResults) -> Judgement:
-        rows = [
-            row
-            for name in ("he", "lion_dg", "lsuv", "lion_lsuv")
-            if (row := _row(results, ACCURACY, fields | {"init": name})) is not None
-            and row.sample is not None
-        ]
-        if len(rows) < 4:
-            return _untested("not all four initialisations have run")
-        if published_accuracy(rows[0].config) is None:
-            return _untested(f"the runs did not train the paper's {NUM_STEPS:,} steps")
+        rows = [_row(results, ACCURACY, fields | {"init": name}) for name in _TABLE_1_INITS]
+        _check_whole_runs(rows[0])
         means = {row.config.init: row.sample.mean for row in rows if row.sample is not None}
         text = ", ".join(f"{name} {value:.2f} %" for name, value in means.items())
         return _verdict(max(means, key=means.__getitem__) == init, text)
@@ -154,21 +171,22 @@ def _most_accurate(init: str, **fields: object) -> Judge:
 
 
 def _no_benefit(results: StudyResults) -> Judgement:
-    evidence, shown = [], []
-    for init in ("fixup", "rezero"):
-        row = _row(results, STEPS, {**_DENSENET_10, "init": init})
-        if row is None or row.comparison is None or row.comparison.p_corrected is None:
-            return _untested(f"no finished runs of two seeds of {init} and of its baseline")
-        evidence.append(f"{init}: {_steps_evidence(row)}")
-        shown.append(row.comparison.shown)
-    return _verdict(min(shown) >= 0, "; ".join(evidence))
+    tested = {
+        init: _tested(results, STEPS, {**_DENSENET_10, "init": init})
+        for init in ("fixup", "rezero")
+    }
+    return _verdict(
+        all(each.comparison.shown >= 0 for each in tested.values()), _each_evidence(tested)
+    )
+
+
+def _each_evidence(tested: Mapping[str, _Tested]) -> str:
+    return "; ".join(f"{name}: {each.steps_evidence()}" for name, each in tested.items())
 
 
 def _gradinit_is_slower(results: StudyResults) -> Judgement:
-    row = _row(results, STEPS, {**_DENSENET_10, "init": "gradinit"})
-    if row is None or row.comparison is None or row.comparison.p_corrected is None:
-        return _untested("no finished runs of two seeds of it and of its baseline")
-    return _verdict(row.comparison.shown > 0, _steps_evidence(row))
+    tested = _tested(results, STEPS, {**_DENSENET_10, "init": "gradinit"})
+    return _verdict(tested.comparison.shown > 0, tested.steps_evidence())
 
 
 def _explicit_ramp(results: StudyResults) -> Judgement:
@@ -180,7 +198,7 @@ def _explicit_ramp(results: StudyResults) -> Judgement:
     ours = means.get(("lion_dg", 0))
     ramps = {steps: value for (init, steps), value in means.items() if init == "he" and steps}
     if ours is None or not ramps:
-        return _untested("LION-DG and a ramp have not both run to the target")
+        raise _NotTested("LION-DG and a ramp have not both run to the target")
     nearest = min(ramps, key=lambda steps: abs(ramps[steps] - ours))
     apart = 100 * (ramps[nearest] / ours - 1)
     return _verdict(
@@ -191,14 +209,11 @@ def _explicit_ramp(results: StudyResults) -> Judgement:
 
 
 def _residual_harms(results: StudyResults) -> Judgement:
-    evidence, shown = [], {}
-    for placement in ("residual", "side_tap"):
-        row = _row(results, STEPS, {"placement": placement, "init": "lion_dg"})
-        if row is None or row.comparison is None or row.comparison.p_corrected is None:
-            return _untested(f"no finished runs of two seeds at {placement}")
-        evidence.append(f"{placement}: {_steps_evidence(row)}")
-        shown[placement] = row.comparison.shown
-    return _verdict(shown["residual"] > 0, "; ".join(evidence))
+    tested = {
+        placement: _tested(results, STEPS, {"placement": placement, "init": "lion_dg"})
+        for placement in ("residual", "side_tap")
+    }
+    return _verdict(tested["residual"].comparison.shown > 0, _each_evidence(tested))
 
 
 def _probed(results: StudyResults, init: str) -> list[Run]:
@@ -211,7 +226,7 @@ def _probed(results: StudyResults, init: str) -> list[Run]:
 def _zero_at_first(results: StudyResults) -> Judgement:
     runs = _probed(results, "lion_dg")
     if not runs:
-        return _untested("no LION-DG run was probed at its first step")
+        raise _NotTested("no LION-DG run was probed at its first step")
     norms = [float(run.probes["aux_gradient_norm"][0]) for run in runs]
     text = f"norm at step 1: {', '.join(f'{norm:g}' for norm in norms)} (n = {len(norms)})"
     return _verdict(all(norm == 0.0 for norm in norms), text)
@@ -220,27 +235,16 @@ def _zero_at_first(results: StudyResults) -> Judgement:
 def _linear_growth(results: StudyResults) -> Judgement:
     fits = [fit for run in _probed(results, "lion_dg") for fit in growth_fits(run).values()]
     if not fits:
-        return _untested("no LION-DG run was probed at every step")
+        raise _NotTested("no LION-DG run was probed at every step")
     worst = min(fit.r_squared for fit in fits)
     text = f"lowest R² of {len(fits)} heads: {worst:.3f} over {EARLY_STEPS} steps"
     return _verdict(worst >= _LINEAR, text)
 
 
-def growth_fits(run: Run, num_steps: int = EARLY_STEPS) -> dict[str, LinearFit]:
-    """Return each auxiliary head's fitted line of weight norm over the first steps (eq. 5)."""
-    steps = run.probes["step"]
-    early = steps <= num_steps
-    return {
-        name: linear_fit(steps[early], values[early])
-        for name, values in run.head_norms.items()
-        if np.count_nonzero(early) > 2
-    }
-
-
 def _awakens(results: StudyResults) -> Judgement:
     he, lion = _probed(results, "he"), _probed(results, "lion_dg")
     if not he or not lion:
-        return _untested("He-init and LION-DG were not both probed at every step")
+        raise _NotTested("He-init and LION-DG were not both probed at every step")
     highest = max(float(run.probes["gradient_ratio"][0]) for run in lion)
     lowest = min(float(run.probes["gradient_ratio"][0]) for run in he)
     ranks = []

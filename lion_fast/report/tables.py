@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from lion_fast.report.comparisons import ACCURACY, SECONDS, STEPS, Row, compare_variants
+from lion_fast.report.comparisons import ACCURACY, SECONDS, STEPS, VariantRow, compare_variants
+from lion_fast.report.growth import EARLY_STEPS, growth_fits
 from lion_fast.report.markdown import ABSENT, significant, table
 from lion_fast.report.paper import (
     NUM_STEPS,
@@ -12,7 +13,6 @@ from lion_fast.report.paper import (
     published_steps,
 )
 from lion_fast.report.results import StudyResults
-from lion_fast.report.statements import EARLY_STEPS, growth_fits
 from lion_fast.report.stats import Sample, describe, describe_whole
 from lion_fast.study.grid import variant_label
 
@@ -45,7 +45,7 @@ def study_tables(results: StudyResults) -> Iterator[str]:
         yield from _awakening(results)
 
 
-def _steps(rows: Sequence[Row]) -> list[str]:
+def _steps(rows: Sequence[VariantRow]) -> list[str]:
     header = ("run", "reached", "steps", "speedup %", "95 % interval", "paper %", "ours - paper")
     lines = []
     for row in rows:
@@ -64,7 +64,7 @@ def _steps(rows: Sequence[Row]) -> list[str]:
     return [*_filled(header, lines), "", *_tests(rows, "{:+,.0f}"), *_published_steps(rows)]
 
 
-def _tests(rows: Sequence[Row], form: str) -> list[str]:
+def _tests(rows: Sequence[VariantRow], form: str) -> list[str]:
     """Return the table of tests against the baseline."""
     header = ("run against its baseline", "verdict", "difference", "p (Welch)", "p (Holm)", "d")
     lines = []
@@ -85,7 +85,7 @@ def _tests(rows: Sequence[Row], form: str) -> list[str]:
     return table(header, lines, text_columns=2) if lines else ["No baseline has run: no test."]
 
 
-def _published_steps(rows: Sequence[Row]) -> Iterator[str]:
+def _published_steps(rows: Sequence[VariantRow]) -> Iterator[str]:
     """Yield the paper's Table 7 beside ours, where the study has its methods."""
     lines = [
         (
@@ -112,7 +112,7 @@ def _accuracy_note(results: StudyResults) -> str:
     return "After the last step; ± is the sample deviation, the paper's the population deviation."
 
 
-def _accuracy(rows: Sequence[Row]) -> list[str]:
+def _accuracy(rows: Sequence[VariantRow]) -> list[str]:
     lines = []
     for row in rows:
         paper = published_accuracy(row.config)
@@ -130,11 +130,14 @@ def _accuracy(rows: Sequence[Row]) -> list[str]:
 
 
 def _by_seed(
-    results: StudyResults, rows: Sequence[Row], form: str, beside: Callable[[Row, int], list[str]]
+    results: StudyResults,
+    rows: Sequence[VariantRow],
+    form: str,
+    beside: Callable[[VariantRow, int], list[str]],
 ) -> list[str]:
     """Return each run's value, with what `beside` says of it in brackets."""
 
-    def cell(row: Row, seed: int) -> str:
+    def cell(row: VariantRow, seed: int) -> str:
         if seed not in row.values:
             return "not run"
         value, notes = row.values[seed], beside(row, seed)
@@ -146,7 +149,7 @@ def _by_seed(
     return table(("run", *(f"seed {seed}" for seed in seeds)), lines)
 
 
-def _side_by_side(results: StudyResults, rows: Sequence[Row]) -> list[str]:
+def _side_by_side(results: StudyResults, rows: Sequence[VariantRow]) -> list[str]:
     """Return a row per setting, a column per method, and how far each spreads over the settings."""
     by_label = {row.label: row for row in rows}
     methods = list(dict.fromkeys(map(results.short_label, results.study.variants)))
@@ -168,13 +171,13 @@ def _side_by_side(results: StudyResults, rows: Sequence[Row]) -> list[str]:
     return table(("setting", *methods), [*lines, ("(largest - smallest) / mean", *spreads)])
 
 
-def _beside_steps(row: Row, seed: int) -> list[str]:
+def _beside_steps(row: VariantRow, seed: int) -> list[str]:
     speedup, paper = row.speedups.get(seed), published_steps(row.config)
     notes = [] if speedup is None else [f"{speedup:+.1f} %"]
     return notes + ([f"paper {paper[seed]:,}"] if paper and seed in paper else [])
 
 
-def _beside_accuracy(row: Row, seed: int) -> list[str]:
+def _beside_accuracy(row: VariantRow, seed: int) -> list[str]:
     paper = published_accuracy_by_seed(row.config)
     return [f"paper {paper[seed]:.2f}"] if paper and seed in paper else []
 

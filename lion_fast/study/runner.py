@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
@@ -29,8 +29,24 @@ from lion_fast.study.store import Store, Table
 if TYPE_CHECKING:
     from lion_fast.training import Summary
 
-Trainer = Callable[[TrainConfig, Path | None, int], "Summary"]
-"""trainer(config, run folder to resume or None, number of workers beside it) -> Summary"""
+
+class FinishedRun(Protocol):
+    """What a study uses of a Summary."""
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+
+    @property
+    def resolved(self) -> dict[str, str]:
+        """How it was executed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the store keeps."""
+
+
+Trainer = Callable[[TrainConfig, Path | None, int], FinishedRun]
+"""trainer(config, run folder to resume or None, number of workers beside it) -> FinishedRun"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,7 @@ def run_study(
     if jobs < 1:
         raise UserError(f"jobs is {jobs}: it must be at least 1")
     with Store.create(study, out) as store:
-        return _Run(study, store, jobs, say, trainer).execute()
+        return _Start(study, store, jobs, say, trainer).execute()
 
 
 class _Result(NamedTuple):
@@ -104,7 +120,7 @@ class _Worker:
     """The cell that it runs now, and that cell's id."""
 
 
-class _Run:
+class _Start:
     """One start of a study."""
 
     def __init__(

@@ -105,6 +105,7 @@ class Store:
                 if not store._query("SELECT 1 FROM sqlite_master"):
                     store._make(study)
             store._check_layout()
+            store._check_version()
             store.check_runs_of(study)
             store._add(study.cells())
             opened.pop_all()
@@ -133,18 +134,23 @@ class Store:
                 f" {_LAYOUT}: use the version that wrote it, or another --out"
             )
 
-    def check_runs_of(self, study: Study) -> None:
-        """Raise UserError with the difference when the store cannot take runs of `study`."""
+    def _check_version(self) -> None:
+        """Raise UserError when another version wrote the runs: their numbers may differ by that."""
         with self._plain_errors():
-            for (damage,) in self._query("PRAGMA quick_check(1)"):
-                if damage != "ok":
-                    raise UserError(self._damaged(damage))
             ((version,),) = self._query("SELECT version FROM study")
         if version != lion_fast.__version__:
             raise UserError(
                 f"{self.path} was written by lion-fast {version} and this is"
-                f" {lion_fast.__version__}: use that version, or another --out"
+                f" {lion_fast.__version__}, which can show its runs but add none: use that version,"
+                " or another --out"
             )
+
+    def check_runs_of(self, study: Study) -> None:
+        """Raise UserError with the difference when the store holds no runs of `study`."""
+        with self._plain_errors():
+            for (damage,) in self._query("PRAGMA quick_check(1)"):
+                if damage != "ok":
+                    raise UserError(self._damaged(damage))
         stored, asked = course(self.base()), course(study.base)
         changed = [f"{k} {stored[k]} -> {asked[k]}" for k in asked if stored[k] != asked[k]]
         if changed:
