@@ -30,7 +30,10 @@ setup(
         "lion_fast.training",
     ],
     package_dir={"lion_fast.kernels": "kernels"},
-    package_data={"lion_fast": ["__init__.pyi", "py.typed"]},
+    package_data={
+        "lion_fast": ["__init__.pyi", "py.typed"],
+        "lion_fast.data": ["digits.npz", "digits.md"],
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -40,7 +43,6 @@ setup(
         "markdown-it-py>=3",
         "matplotlib>=3.8",
         "rich>=13.7",
-        "scikit-learn>=1.4",
         "scipy>=1.12",
         "tyro>=1.0",
     ],

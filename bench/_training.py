@@ -3,8 +3,9 @@
 from typing import Self
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.batches import Batch, make_loader
+from lion_fast.data.batches import Batch, BatchSpec
 from lion_fast.data.images import ImageSet
+from lion_fast.data.make import make_loader
 from lion_fast.data.plan import BatchPlan
 from lion_fast.training.build import build
 from lion_fast.training.engine import make_engine
@@ -47,9 +48,12 @@ class Training:
             self.resolved.loader,
             image_set,
             _plan(config, image_set),
-            num_steps=num_steps,
-            device=self.resolved.device,
-            dtype=self.resolved.compute_dtype,
+            BatchSpec.of(
+                image_set,
+                num_steps=num_steps,
+                device=self.resolved.device,
+                dtype=self.resolved.compute_dtype,
+            ),
             impl=self.resolved.impl,
             steps_per_run=config.steps_per_run,
             num_workers=config.num_workers,

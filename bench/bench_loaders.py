@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.batches import Loader, make_loader
+from lion_fast.data.batches import BatchSpec, Loader
 from lion_fast.data.dali import dali_status
 from lion_fast.data.images import ImageSet
+from lion_fast.data.make import make_loader
 from lion_fast.data.plan import BatchPlan
 from lion_fast.training.build import build
 from lion_fast.training.engine import make_engine
@@ -59,9 +60,7 @@ def open_loader(
     return make_loader(
         image_set=image_set,
         plan=plan,
-        num_steps=num_steps,
-        device=device,
-        dtype=dtype,
+        spec=BatchSpec.of(image_set, num_steps=num_steps, device=device, dtype=dtype),
         **LOADERS[label],
     )
 

@@ -68,7 +68,8 @@ from _harness import (
 from pytest_benchmark.logger import PytestBenchmarkWarning
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.images import ImageSet, load_image_set
+from lion_fast.data.images import ImageSet
+from lion_fast.data.open import load_image_set
 
 T = TypeVar("T", bound=tuple)
 MAX_ROUNDS = 200

@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "lion_fast.config": ("PRESETS", "TrainConfig"),
-    "lion_fast.data.images": ("ImageSet", "load_image_set"),
+    "lion_fast.data.images": ("ImageSet",),
+    "lion_fast.data.open": ("load_image_set",),
     "lion_fast.data.plan": ("BatchPlan",),
     "lion_fast.errors": ("UserError",),
     "lion_fast.init": (

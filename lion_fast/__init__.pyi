@@ -6,6 +6,8 @@ from lion_fast.config import (
 )
 from lion_fast.data.images import (
     ImageSet as ImageSet,
+)
+from lion_fast.data.open import (
     load_image_set as load_image_set,
 )
 from lion_fast.data.plan import (

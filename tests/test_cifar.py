@@ -20,7 +20,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from lion_fast.config import TrainConfig
 from lion_fast.data.arrays import LabelledArrays
 from lion_fast.data.cifar import CLASS_NAMES, read_cifar
-from lion_fast.data.images import load_image_set
+from lion_fast.data.open import load_image_set
 from lion_fast.errors import UserError
 
 OFFICIAL = {"cifar10": CIFAR10, "cifar100": CIFAR100}

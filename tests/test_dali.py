@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI: pip install 'lion-fast[dali]'")
 
 from lion_fast.data import dali
-from lion_fast.data.batches import memory_format
+from lion_fast.data.batches import BatchSpec
 from lion_fast.data.dali import DaliLoader, dali_status
 from lion_fast.data.plan import BatchPlan
 from lion_fast.data.resident import ResidentLoader
@@ -39,14 +40,11 @@ def make_loader():
     loaders = []
 
     def make(plan, loader_class=DaliLoader, **settings):
-        settings = {
-            "num_steps": 1000,
-            "device": CPU,
-            "dtype": torch.float32,
-            **STATISTICS,
-            **settings,
+        asked = {"num_steps": 1000, "device": CPU, "dtype": torch.float32, **STATISTICS}
+        asked |= {
+            name: settings.pop(name) for name in (*asked, "channels_last") if name in settings
         }
-        loaders.append(loader_class(IMAGES, LABELS, plan, **settings))
+        loaders.append(loader_class(IMAGES, LABELS, plan, BatchSpec(**asked), **settings))
         return loaders[-1]
 
     yield make
@@ -137,7 +135,7 @@ def test_next_into_copies_whole_runs_and_parts_of_them(
     loader = make_loader(plan, steps_per_run=4, dtype=dtype, channels_last=channels_last)
     single = make_loader(plan, steps_per_run=4, dtype=dtype, channels_last=channels_last)
     images = torch.empty(steps_per_copy * 8, 3, HEIGHT, WIDTH, dtype=dtype)
-    images = images.to(memory_format=memory_format(channels_last)).unflatten(0, (-1, 8))
+    images = images.to(memory_format=single.spec.memory_format).unflatten(0, (-1, 8))
     labels = torch.empty(steps_per_copy, 8, dtype=torch.int64)
     for _ in range(3):
         loader.next_into(images, labels)
@@ -231,9 +229,8 @@ def resident_set_bytes():
 def test_fifty_epochs_leave_the_process_no_larger():
     images, labels = make_set(2048)
     plan = BatchPlan(2048, 64, seed=12, crop_padding=1)
-    loader = DaliLoader(
-        images, labels, plan, num_steps=10**6, device=CPU, dtype=torch.float32, **STATISTICS
-    )
+    spec = BatchSpec(num_steps=10**6, device=CPU, dtype=torch.float32, **STATISTICS)
+    loader = DaliLoader(images, labels, plan, spec)
     sizes = []
     for _ in range(50):
         for _ in range(plan.steps_per_epoch):
@@ -243,19 +240,20 @@ def test_fifty_epochs_leave_the_process_no_larger():
     assert max(sizes[1:]) - sizes[0] < 20e6
 
 
-@pytest.mark.parametrize("settings", [{"shard_id": 2, "num_shards": 2}, {"num_shards": 3}])
-def test_shards_that_do_not_divide_a_batch_are_refused(settings):
-    with pytest.raises(UserError, match="num_shards divides"):
-        dali.PipelineLoader(
-            BatchPlan(NUM_IMAGES, 8, seed=0),
-            lambda indices: (IMAGES[indices].numpy(), LABELS.numpy()[indices]),
-            image_size=(HEIGHT, WIDTH),
-            num_steps=1,
-            device=CPU,
-            dtype=torch.float32,
-            **STATISTICS,
-            **settings,
-        )
+@pytest.mark.parametrize("steps_per_run", [1, 4])
+def test_ranks_together_deliver_the_batches_of_one_process(make_loader, steps_per_run):
+    plan = BatchPlan(NUM_IMAGES, 8, seed=13, crop_padding=1)
+    whole = make_loader(plan, ResidentLoader)
+    ranks = [
+        make_loader(replace(plan, rank=rank, world_size=2), steps_per_run=steps_per_run)
+        for rank in range(2)
+    ]
+    for _ in range(2 * plan.steps_per_epoch):
+        parts = zip(*(loader.next() for loader in ranks), strict=True)
+        images, labels = (torch.cat(part) for part in parts)
+        batch = whole.next()
+        torch.testing.assert_close(images, batch.images, rtol=0, atol=1e-6)
+        assert torch.equal(labels, batch.labels)
 
 
 def test_a_dtype_that_no_step_takes_is_refused(make_loader):

@@ -1,6 +1,7 @@
 """DaliFolderLoader against Pillow, on CPU pipelines."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from PIL import Image
 
 pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI: pip install 'lion-fast[dali]'")
 
+from lion_fast.data.batches import BatchSpec
 from lion_fast.data.dali_folder import DaliFolderLoader
-from lion_fast.data.folder import SplitListing, decode_image, list_image_folder
+from lion_fast.data.decode import decode_image
+from lion_fast.data.folder import SplitListing, list_image_folder
 from lion_fast.data.plan import BatchPlan
 from lion_fast.errors import UserError
 from lion_fast.kernels.augment import augment_batch_ref
@@ -46,16 +49,9 @@ def make_loader():
     """Makes loaders of a listing and closes them."""
     loaders = []
 
-    def make(listing, plan, **settings):
-        settings = {
-            "image_size": SIZE,
-            "num_steps": 1000,
-            "device": CPU,
-            "dtype": torch.float32,
-            **STATISTICS,
-            **settings,
-        }
-        loaders.append(DaliFolderLoader(listing, plan, **settings))
+    def make(listing, plan, device=CPU, **settings):
+        spec = BatchSpec(num_steps=1000, device=device, dtype=torch.float32, **STATISTICS)
+        loaders.append(DaliFolderLoader(listing, plan, spec, **{"image_size": SIZE, **settings}))
         return loaders[-1]
 
     yield make
@@ -177,8 +173,8 @@ def test_shards_make_up_the_planned_batches(tmp_path, make_loader, num_shards):
     plan = BatchPlan(20, 6, seed=7)
     whole = make_loader(listing, plan)
     shards = [
-        make_loader(listing, plan, steps_per_run=2, shard_id=shard, num_shards=num_shards)
-        for shard in range(num_shards)
+        make_loader(listing, replace(plan, rank=rank, world_size=num_shards), steps_per_run=2)
+        for rank in range(num_shards)
     ]
     for _ in range(7):
         batch = whole.next()

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.encoded import EncodedSet, open_data
+from lion_fast.data.encoded import EncodedSet
 from lion_fast.data.images import ImageSet
+from lion_fast.data.open import open_data
 from lion_fast.errors import UserError
 from lion_fast.training import evaluate, train
 

@@ -11,8 +11,10 @@ import torch
 from PIL import Image
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.folder import decode_image, list_image_folder
-from lion_fast.data.images import ImageSet, load_image_set
+from lion_fast.data.decode import decode_image
+from lion_fast.data.folder import list_image_folder
+from lion_fast.data.images import ImageSet
+from lion_fast.data.open import load_image_set
 from lion_fast.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -1,14 +1,17 @@
+import contextlib
 import multiprocessing
 import os
 import signal
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from lion_fast.data import make_loader, resident
+from lion_fast.data.batches import BatchSpec
 from lion_fast.data.images import ImageSet
 from lion_fast.data.plan import BatchPlan
 from lion_fast.data.resident import ResidentLoader
@@ -32,9 +35,9 @@ def make_set(num=NUM_IMAGES, size=8):
 
 def make(kind, *, plan=None, padding=0, num_steps=NUM_STEPS, device=DEVICE, **setting):
     plan = plan or BatchPlan(NUM_IMAGES, BATCH_SIZE, seed=7, crop_padding=padding)
-    setting = dict(num_steps=num_steps, mean=MEAN, std=STD, device=device) | setting
-    setting.setdefault("dtype", torch.float32)
-    return kind(*make_set(), plan, **setting)
+    asked = dict(num_steps=num_steps, mean=MEAN, std=STD, device=device, dtype=torch.float32)
+    asked |= {name: setting.pop(name) for name in (*asked, "channels_last") if name in setting}
+    return kind(*make_set(), plan, BatchSpec(**asked), **setting)
 
 
 def planned_batch(step, padding=0, dtype=torch.float32, channels_last=True):
@@ -87,6 +90,26 @@ def test_every_loader_delivers_the_plan_to_the_bit_over_two_epochs_and_after_see
 
 
 @loaders
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_together_deliver_the_batches_of_one_process(kind, setting, world_size):
+    plan = BatchPlan(NUM_IMAGES, BATCH_SIZE, seed=7, crop_padding=2)
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            stack.enter_context(
+                closing(make(kind, plan=replace(plan, rank=r, world_size=world_size), **setting))
+            )
+            for r in range(world_size)
+        ]
+        for step in range(7):
+            parts = [loader.next() for loader in ranks]
+            assert {len(part.labels) for part in parts} == {BATCH_SIZE // world_size}
+            images, labels = (torch.cat(part) for part in zip(*parts, strict=True))
+            expected_images, expected_labels = planned_batch(step, padding=2)
+            assert (images.cpu() - expected_images).abs().max() <= 1e-6
+            assert torch.equal(labels.cpu(), expected_labels)
+
+
+@loaders
 def test_next_into_fills_slots_with_consecutive_steps(kind, setting):
     with closing(make(kind, **setting)) as loader:
         loader.seek(2)
@@ -105,13 +128,14 @@ def test_make_loader_executes_the_plan_on_the_training_images(name, kind):
     images, labels = make_set()
     image_set = ImageSet("made", images, labels, images[:2], labels[:2], names, MEAN, STD)
     plan = BatchPlan(NUM_IMAGES, BATCH_SIZE, seed=7)
-    setting = dict(num_steps=3, device=DEVICE, dtype=torch.float32, num_workers=1)
-    with closing(make_loader(name, image_set, plan, **setting)) as loader:
+    spec = BatchSpec.of(image_set, num_steps=3, device=DEVICE, dtype=torch.float32)
+    with closing(make_loader(name, image_set, plan, spec, num_workers=1)) as loader:
         assert type(loader) is kind and loader.name == name and loader.plan is plan
+        assert loader.spec is spec and (spec.mean, spec.std) == (MEAN, STD)
         assert loader.walks_on_device == (name == "resident")
         assert_planned(loader.next(), 0)
     with pytest.raises(ValueError, match="loader is 'auto': take one of resident, dali, workers"):
-        make_loader("auto", image_set, plan, **setting)
+        make_loader("auto", image_set, plan, spec)
 
 
 @loaders

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.batches import Batch
-from lion_fast.data.images import load_image_set
+from lion_fast.data.open import load_image_set
 from lion_fast.training.resolve import _has_cpp_compiler
 
 ARCHITECTURES = ("densenet_ds", "resnet_ds")

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -79,6 +80,24 @@ def test_crops_do_not_change_order_or_flips():
 def test_an_impossible_batch_size_is_named(num_images, batch_size):
     with pytest.raises(UserError, match=f"batch_size is {batch_size}"):
         BatchPlan(num_images, batch_size, seed=0)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_the_ranks_columns_make_up_the_batches_of_one_process(world_size):
+    plan = BatchPlan(num_images=31, batch_size=6, seed=9, crop_padding=2)
+    ranks = [dataclasses.replace(plan, rank=r, world_size=world_size) for r in range(world_size)]
+    assert {rank.local_batch_size for rank in ranks} == {6 // world_size}
+    assert {rank.whole for rank in ranks} == {plan}
+    parts = [rank.steps(3, 17) for rank in ranks]
+    for field, array in enumerate(plan.steps(3, 17)):
+        assert np.array_equal(np.concatenate([part[field] for part in parts], axis=1), array)
+
+
+def test_a_batch_that_the_ranks_cannot_share_equally_is_refused():
+    with pytest.raises(UserError, match="batch_size is 8, which 3 processes cannot share equally"):
+        BatchPlan(num_images=31, batch_size=8, seed=9, world_size=3)
+    with pytest.raises(ValueError, match="rank is 2 of 2"):
+        BatchPlan(num_images=31, batch_size=8, seed=9, rank=2, world_size=2)
 
 
 @pytest.mark.parametrize("start, stop", [(-1, 2), (3, 2)])

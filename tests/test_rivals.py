@@ -9,7 +9,7 @@ from _rivals import HandLoop, PlainScript
 from _training import Training, new_step
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.images import load_image_set
+from lion_fast.data.open import load_image_set
 
 NUM_STEPS = 4
 

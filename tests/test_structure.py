@@ -56,6 +56,18 @@ def test_imports_inside_the_package_go_one_way(path):
         assert target in LAYERS[layer] | {layer, "kernels"}, f"{name(path)} imports {module}"
 
 
+def test_no_modules_of_data_import_each_other_in_a_circle():
+    imports = {
+        f"lion_fast.data.{path.stem}": imported(path)
+        for path in SOURCES
+        if path.parent.name == "data"
+    }
+    imports = {name: names & set(imports) for name, names in imports.items()}
+    while leaves := {name for name, names in imports.items() if not names & set(imports)}:
+        imports = {name: names for name, names in imports.items() if name not in leaves}
+    assert not imports
+
+
 @pytest.mark.parametrize("path", KERNELS, ids=name)
 def test_kernels_import_torch_triton_and_each_other_only(path):
     for module in imported(path):

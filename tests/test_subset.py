@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.encoded import open_data
-from lion_fast.data.images import load_image_set
+from lion_fast.data.open import load_image_set, open_data
 from lion_fast.errors import UserError
 
 

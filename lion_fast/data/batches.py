@@ -1,15 +1,15 @@
-"""What every loader is: an executor of a BatchPlan."""
+"""What a batch is, and what every loader is: an executor of a BatchPlan."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from lion_fast.config import Impl
-from lion_fast.data.encoded import EncodedSet
-from lion_fast.data.images import ImageSet
+from lion_fast.data.dataset import DataSet
 from lion_fast.data.plan import BatchPlan
+from lion_fast.kernels import augment_batch
 
 
 class Batch(NamedTuple):
@@ -19,6 +19,40 @@ class Batch(NamedTuple):
     """(B, 3, H, W) normalised, in the loader's dtype and memory format, on its device."""
     labels: Tensor
     """(B,) int64 on the same device."""
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """How many batches a loader shall deliver, and in what form: the same for every loader."""
+
+    num_steps: int
+    """Steps 0 <= s < num_steps may be asked for."""
+    mean: tuple[float, float, float]
+    """Per channel, in units of full scale; subtracted."""
+    std: tuple[float, float, float]
+    """Per channel, in the same units; divided by."""
+    device: torch.device
+    dtype: torch.dtype
+    """Of the images, normalised."""
+    channels_last: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        images: DataSet,
+        *,
+        num_steps: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        channels_last: bool = True,
+    ) -> Self:
+        """Return the spec of batches that are normalised with the statistics of `images`."""
+        return cls(num_steps, images.mean, images.std, device, dtype, channels_last)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Of the images (B, 3, H, W)."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 class Loader(ABC):
@@ -34,12 +68,17 @@ class Loader(ABC):
     """True: `next` is device work alone, steered by a counter there, so a graph may capture it."""
 
     plan: BatchPlan
+    spec: BatchSpec
     data_wait_seconds: float = 0.0
     """Host seconds spent waiting inside `next` for a batch that was not ready."""
 
     @abstractmethod
     def seek(self, step: int) -> None:
         """Make the next batch that of global step `step` (0-based)."""
+
+    def _check_sought(self, step: int) -> None:
+        if not 0 <= step <= self.spec.num_steps:
+            raise ValueError(f"seek({step}): the loader holds {self.spec.num_steps} steps")
 
     @abstractmethod
     def next(self) -> Batch:
@@ -65,63 +104,28 @@ class Loader(ABC):
         """Release worker processes, threads and device memory."""
 
 
-def memory_format(channels_last: bool) -> torch.memory_format:
-    """Return the torch memory format that the flag names."""
-    return torch.channels_last if channels_last else torch.contiguous_format
+def planned_batch(
+    images: DataSet, indices: Tensor, device: torch.device, dtype: torch.dtype
+) -> Batch:
+    """Return the training images `indices`, unflipped and normalised, on `device`."""
+    pixels, labels = images.train_rows(indices)
+    return normalised(pixels, labels, images, device, dtype)
 
 
-def make_loader(
-    name: Literal["resident", "dali", "workers"],
-    image_set: ImageSet | EncodedSet,
-    plan: BatchPlan,
-    *,
-    num_steps: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    channels_last: bool = True,
-    impl: Impl = "auto",
-    steps_per_run: int = 16,
-    num_workers: int = 2,
-) -> Loader:
-    """Return the named loader over the training images of `image_set`, at step 0 of `plan`.
-
-    It can deliver steps 0 <= s < num_steps. `impl` steers resident, `steps_per_run` dali, and
-    `num_workers` workers (processes) and dali (threads). The loader's module is imported here, so
-    that only dali needs DALI.
-    """
-    common: dict[str, Any] = {
-        "num_steps": num_steps,
-        "mean": image_set.mean,
-        "std": image_set.std,
-        "device": device,
-        "dtype": dtype,
-        "channels_last": channels_last,
-    }
-    pipeline: dict[str, Any] = {"steps_per_run": steps_per_run, "num_threads": num_workers}
-    if isinstance(image_set, EncodedSet):
-        if name != "dali":
-            raise ValueError(f"loader is {name!r}: an encoded folder needs dali")
-        from lion_fast.data.dali_folder import DaliFolderLoader
-
-        return DaliFolderLoader(
-            image_set.listing.train,
-            plan,
-            image_size=image_set.image_size,
-            skip_corrupt=image_set.skip_corrupt,
-            **common,
-            **pipeline,
+def normalised(
+    pixels: Tensor, labels: Tensor, images: DataSet, device: torch.device, dtype: torch.dtype
+) -> Batch:
+    """Return uint8 pixels (B, H, W, 3) of `images` as a normalised batch on `device`."""
+    order = torch.arange(len(labels), device=device)
+    upright = torch.zeros_like(order, dtype=torch.bool)
+    return Batch(
+        *augment_batch(
+            pixels.to(device),
+            labels.to(device),
+            order,
+            upright,
+            images.mean,
+            images.std,
+            out_dtype=dtype,
         )
-    images, labels = image_set.train_images, image_set.train_labels
-    if name == "resident":
-        from lion_fast.data.resident import ResidentLoader
-
-        return ResidentLoader(images, labels, plan, impl=impl, **common)
-    if name == "workers":
-        from lion_fast.data.workers import WorkersLoader
-
-        return WorkersLoader(images, labels, plan, num_workers=num_workers, **common)
-    if name == "dali":
-        from lion_fast.data.dali import DaliLoader
-
-        return DaliLoader(images, labels, plan, **common, **pipeline)
-    raise ValueError(f"loader is {name!r}: take one of resident, dali, workers")
+    )

@@ -11,7 +11,7 @@ DALI is imported when a pipeline is built, not before.
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lion_fast.data.batches import Batch, Loader
+from lion_fast.data.batches import Batch, BatchSpec, Loader
 from lion_fast.data.plan import BatchPlan, PlannedSteps
 from lion_fast.errors import UserError
 
@@ -107,12 +107,9 @@ def require_dali(device: torch.device) -> None:
 class _PlannedRuns:
     """A pipeline's external source: each call feeds the next run's S steps of the plan."""
 
-    def __init__(
-        self, plan: BatchPlan, steps_per_run: int, positions: slice, gather: Gather
-    ) -> None:
+    def __init__(self, plan: BatchPlan, steps_per_run: int, gather: Gather) -> None:
         self.plan = plan
         self.steps_per_run = steps_per_run
-        self.positions = positions
         self.gather = gather
         self.start = 0
         """First step of the next run to feed."""
@@ -122,7 +119,7 @@ class _PlannedRuns:
     def planned(self) -> PlannedSteps:
         """Return the plan of the next run to feed, as (R,) indices, (R,) flips and (R, 2) crops."""
         steps = self.plan.steps(self.start, self.start + self.steps_per_run)
-        return PlannedSteps(*(np.concatenate(array[:, self.positions]) for array in steps))
+        return PlannedSteps(*(np.concatenate(array) for array in steps))
 
     def __call__(self) -> tuple[Any, ...]:
         """Return images, labels (R,), flips (R,) and, if crops are planned, corners (R, 2)."""
@@ -141,12 +138,9 @@ class PipelineLoader(Loader):
     A run starts at the step that was sought, wherever that lies, and may pass the end of an epoch
     or of the training: the plan has no end. Batches are views of the pipeline's output buffers.
 
-    image_size: (H, W) of every image. mean, std: per channel, in units of full scale.
-    steps_per_run: S, cut down to `num_steps`, the length of the training. num_threads: CPU threads
-    of the pipeline. prefetch: runs that exist at a time, the one being read and those in
-    preparation. num_shards: processes that share the batches of the plan; shard i delivers the i-th
-    slice, B / num_shards images, of each.
-    Raises UserError where DALI cannot serve the device or num_shards does not divide B.
+    image_size: (H, W) of every image. steps_per_run: S, cut down to the length of the training.
+    num_threads: CPU threads of the pipeline. prefetch: runs that exist at a time, the one being
+    read and those in preparation. Raises UserError where DALI cannot serve the device.
     """
 
     name = "dali"
@@ -156,38 +150,20 @@ class PipelineLoader(Loader):
         self,
         plan: BatchPlan,
         gather: Gather,
+        spec: BatchSpec,
         *,
         image_size: tuple[int, int],
-        num_steps: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        dtype: torch.dtype,
-        channels_last: bool = True,
         steps_per_run: int = 16,
         num_threads: int = 2,
         prefetch: int = 2,
-        shard_id: int = 0,
-        num_shards: int = 1,
     ) -> None:
-        if dtype not in _DALI_DTYPES:
-            raise ValueError(f"dtype is {dtype}: DALI delivers float32, float16 or bfloat16")
-        if not 0 <= shard_id < num_shards or plan.batch_size % num_shards:
-            raise UserError(
-                f"shard_id is {shard_id}, num_shards {num_shards} and batch_size {plan.batch_size}:"
-                " take 0 <= shard_id < num_shards and a batch_size that num_shards divides"
-            )
-        require_dali(device)
-        self.plan = plan
+        if spec.dtype not in _DALI_DTYPES:
+            raise ValueError(f"dtype is {spec.dtype}: DALI delivers float32, float16 or bfloat16")
+        require_dali(spec.device)
+        self.plan, self.spec = plan, spec
         self._image_size = image_size
-        self._mean, self._std = mean, std
-        self._device, self._dtype, self._channels_last = device, dtype, channels_last
         self._num_threads, self._prefetch = max(1, num_threads), prefetch
-        self._shard_size = plan.batch_size // num_shards
-        first = shard_id * self._shard_size
-        self._source = _PlannedRuns(
-            plan, min(steps_per_run, num_steps), slice(first, first + self._shard_size), gather
-        )
+        self._source = _PlannedRuns(plan, min(steps_per_run, spec.num_steps), gather)
         self._step = 0
         self._images = self._labels = torch.empty(0)
         self._offset = self._num_held = 0
@@ -196,13 +172,13 @@ class PipelineLoader(Loader):
 
     def _decode(self, fed: Any) -> Any:
         """Turn the node that the gather feeds into uint8 HWC images of `image_size`."""
-        return fed.gpu() if self._device.type == "cuda" else fed
+        return fed.gpu() if self.spec.device.type == "cuda" else fed
 
     def _build(self) -> Any:
         from nvidia.dali import fn, pipeline_def
         from nvidia.dali.types import DALIDataType
 
-        on_gpu = self._device.type == "cuda"
+        on_gpu = self.spec.device.type == "cuda"
         # DALI copies what it is fed (into pinned memory, for a GPU). On the CPU no_copy=True was
         # no faster, and on a GPU nothing tells the host when a borrowed buffer is free again.
         types = [DALIDataType.UINT8, DALIDataType.INT64, DALIDataType.BOOL, DALIDataType.INT32]
@@ -235,16 +211,16 @@ class PipelineLoader(Loader):
                 images = fn.flip(images, horizontal=1)
             images = fn.crop_mirror_normalize(
                 images,
-                mean=[255 * value for value in self._mean],
-                std=[255 * value for value in self._std],
-                dtype=DALIDataType.__members__[_DALI_DTYPES[self._dtype]],
-                output_layout="HWC" if self._channels_last else "CHW",
+                mean=[255 * value for value in self.spec.mean],
+                std=[255 * value for value in self.spec.std],
+                dtype=DALIDataType.__members__[_DALI_DTYPES[self.spec.dtype]],
+                output_layout="HWC" if self.spec.channels_last else "CHW",
             )
             return images, labels.gpu() if on_gpu else labels
 
-        device_id = self._device.index if on_gpu else None
+        device_id = self.spec.device.index if on_gpu else None
         pipeline = super_batch(
-            batch_size=self._source.steps_per_run * self._shard_size,
+            batch_size=self._source.steps_per_run * self.plan.local_batch_size,
             num_threads=self._num_threads,
             device_id=torch.cuda.current_device() if on_gpu and device_id is None else device_id,
             prefetch_queue_depth=self._prefetch,
@@ -269,7 +245,7 @@ class PipelineLoader(Loader):
     def next(self) -> Batch:
         """Return the current step's batch and advance by one step."""
         images, labels = self._take(1)
-        return Batch(images[0].to(self._dtype), labels[0])
+        return Batch(images[0].to(self.spec.dtype), labels[0])
 
     def next_into(self, images: Tensor, labels: Tensor) -> None:
         """Copy the next R batches into (R, B, 3, H, W) images and (R, B) labels, run by run."""
@@ -288,7 +264,7 @@ class PipelineLoader(Loader):
             self._fetch()
             self.data_wait_seconds += time.perf_counter() - started
         elif self._handed_over is not None:
-            torch.cuda.current_stream(self._device).wait_event(self._handed_over[1])
+            torch.cuda.current_stream(self.spec.device).wait_event(self._handed_over[1])
         rows = slice(self._offset, min(self._offset + most, self._num_held))
         self._step += rows.stop - rows.start
         self._offset = rows.stop
@@ -297,16 +273,18 @@ class PipelineLoader(Loader):
     def _fetch(self) -> None:
         """Take the run that starts at the current step out of the pipeline."""
         self._release()
-        stream = torch.cuda.current_stream(self._device) if self._device.type == "cuda" else None
+        stream = (
+            torch.cuda.current_stream(self.spec.device) if self.spec.device.type == "cuda" else None
+        )
         while True:
             # Given a stream, DALI orders its outputs on it by events and the host does not wait.
             outputs = self._pipeline.run(stream)
             if self._source.fed.popleft() == self._step:
                 break
         images, labels = (torch.from_dlpack(output.as_tensor()) for output in outputs)
-        images = images.unflatten(0, (-1, self._shard_size))
-        self._images = images.movedim(-1, 2) if self._channels_last else images
-        self._labels = labels.unflatten(0, (-1, self._shard_size))
+        images = images.unflatten(0, (-1, self.plan.local_batch_size))
+        self._images = images.movedim(-1, 2) if self.spec.channels_last else images
+        self._labels = labels.unflatten(0, (-1, self.plan.local_batch_size))
         self._num_held = len(images)
         if stream is not None:
             self._handed_over = stream, stream.record_event()
@@ -316,7 +294,7 @@ class PipelineLoader(Loader):
         if self._handed_over is not None:
             # DALI reuses them in the order of the stream they were handed over on, which therefore
             # has to wait for a last reader on another.
-            self._handed_over[0].wait_stream(torch.cuda.current_stream(self._device))
+            self._handed_over[0].wait_stream(torch.cuda.current_stream(self.spec.device))
             self._handed_over = None
         self._images = self._labels = torch.empty(0)
         self._offset = self._num_held = 0
@@ -326,10 +304,10 @@ class PipelineLoader(Loader):
 
         Computed from shapes: what else DALI allocates is not counted.
         """
-        num_images = self._prefetch * self._source.steps_per_run * self._shard_size
+        num_images = self._prefetch * self._source.steps_per_run * self.plan.local_batch_size
         raw = num_images * 3 * self._image_size[0] * self._image_size[1]
-        ready = raw * (2 if self._dtype == torch.float16 else 4) + num_images * 8
-        if self._device.type == "cuda":
+        ready = raw * (2 if self.spec.dtype == torch.float16 else 4) + num_images * 8
+        if self.spec.device.type == "cuda":
             return raw, raw + ready
         return raw + ready, 0
 
@@ -350,13 +328,8 @@ class DaliLoader(PipelineLoader):
         images: Tensor,
         labels: Tensor,
         plan: BatchPlan,
+        spec: BatchSpec,
         *,
-        num_steps: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        dtype: torch.dtype,
-        channels_last: bool = True,
         steps_per_run: int = 16,
         num_threads: int = 2,
         prefetch: int = 2,
@@ -366,13 +339,8 @@ class DaliLoader(PipelineLoader):
         super().__init__(
             plan,
             self._gather,
+            spec,
             image_size=(images.shape[1], images.shape[2]),
-            num_steps=num_steps,
-            mean=mean,
-            std=std,
-            device=device,
-            dtype=dtype,
-            channels_last=channels_last,
             steps_per_run=steps_per_run,
             num_threads=num_threads,
             prefetch=prefetch,

@@ -1,17 +1,15 @@
 """Folders of encoded images, read and decoded inside the DALI pipeline.
 
-For sets that do not fit in memory, ImageNet-style folders included; several processes share each
-batch as shards.
+For sets that do not fit in memory, ImageNet-style folders included.
 """
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
 
+from lion_fast.data.batches import BatchSpec
 from lion_fast.data.dali import PipelineLoader
 from lion_fast.data.folder import SplitListing, decode_image
 from lion_fast.data.plan import BatchPlan
@@ -36,37 +34,23 @@ class DaliFolderLoader(PipelineLoader):
         self,
         listing: SplitListing,
         plan: BatchPlan,
+        spec: BatchSpec,
         *,
         image_size: tuple[int, int],
-        num_steps: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        dtype: torch.dtype,
-        channels_last: bool = True,
         steps_per_run: int = 16,
         num_threads: int = 2,
         prefetch: int = 2,
-        shard_id: int = 0,
-        num_shards: int = 1,
         skip_corrupt: bool = False,
     ) -> None:
         self._files = _FileGather(listing, skip_corrupt)
         super().__init__(
             plan,
             self._files,
+            spec,
             image_size=image_size,
-            num_steps=num_steps,
-            mean=mean,
-            std=std,
-            device=device,
-            dtype=dtype,
-            channels_last=channels_last,
             steps_per_run=steps_per_run,
             num_threads=num_threads,
             prefetch=prefetch,
-            shard_id=shard_id,
-            num_shards=num_shards,
         )
 
     @property
@@ -79,7 +63,7 @@ class DaliFolderLoader(PipelineLoader):
         from nvidia.dali.fn.io.file import read
         from nvidia.dali.types import DALIImageType
 
-        device = "mixed" if self._device.type == "cuda" else "cpu"
+        device = "mixed" if self.spec.device.type == "cuda" else "cpu"
         images = fn.decoders.image(read(fed), device=device, output_type=DALIImageType.RGB)
         height, width = self._image_size
         return fn.resize(images, resize_y=height, resize_x=width)

@@ -1,31 +1,18 @@
 """Folders of encoded images: `root/{train,test}/<class>/<image>.{jpg,jpeg,png}`."""
 
 import os
-import struct
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from lion_fast.data.arrays import LabelledArrays, reason
+from lion_fast.data.arrays import LabelledArrays
+from lion_fast.data.decode import decode_files, decode_image
 from lion_fast.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-_DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-# Images in flight at once: bounds the memory held and the wait after an error.
-_BLOCK = 1024
 
 
 class SplitListing(NamedTuple):
@@ -100,40 +87,6 @@ def _list_split(folders: dict[str, Path], class_names: tuple[str, ...]) -> Split
     return SplitListing(tuple(paths), torch.tensor(labels))
 
 
-def decode_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Return a JPEG or PNG file as (H, W, 3) uint8 RGB, stretched to `size` = (H, W) if given.
-
-    Grey and palette images are expanded, alpha is dropped without blending, CMYK is converted,
-    16-bit samples are scaled to 8 bits (grey ones rounded; Pillow keeps the high byte of colour,
-    at most one level off) and the EXIF orientation is applied: the choices of
-    `nvidia.dali.fn.decoders.image(output_type=RGB)`. Resizing is bilinear with antialiasing.
-    Raise UserError, naming the file, when it cannot be read and decoded in full.
-    """
-    try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            rgb = ImageOps.exif_transpose(_to_rgb(image))
-    except _DECODE_ERRORS as error:
-        raise UserError(
-            f"{path} cannot be decoded ({reason(error)}): replace it, or use --skip-corrupt"
-        ) from error
-    if size is not None and rgb.size != size[::-1]:
-        rgb = rgb.resize(size[::-1], Image.Resampling.BILINEAR)
-    return np.asarray(rgb)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16-bit grey, which Pillow's own conversion would clip at 255.
-        levels = (np.asarray(image).astype(np.int64) * 255 + 32767) // 65535
-        grey = Image.fromarray(levels.astype(np.uint8))
-        grey.info = image.info
-        image = grey
-    elif image.mode == "P" and "transparency" in image.info:
-        # Pillow warns when a palette's alpha is dropped in one go.
-        image = image.convert("RGBA")
-    return image.convert("RGB")
-
-
 def folder_image_size(
     listing: FolderListing, image_size: int | None = None, skip_corrupt: bool = False
 ) -> tuple[int, int]:
@@ -186,22 +139,9 @@ def _read_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     images = np.empty((len(split.paths), *size, 3), np.uint8)
     kept: list[int] = []
-
-    def decode(path: Path) -> np.ndarray | None:
-        try:
-            return decode_image(path, size)
-        except UserError:
-            if not skip_corrupt:
-                raise
-            return None
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(split.paths), _BLOCK):
-            block = pool.map(decode, split.paths[start : start + _BLOCK])
-            for index, image in enumerate(block, start):
-                if image is not None:
-                    images[len(kept)] = image
-                    kept.append(index)
+    for row, image in decode_files(split.paths, size, skip_corrupt):
+        images[len(kept)] = image
+        kept.append(row)
     if not kept:
         raise _none_readable(split)
     return images[: len(kept)], split.labels.numpy()[kept]

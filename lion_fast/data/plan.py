@@ -1,5 +1,6 @@
 """The one place that decides which images, flips and crops make up a training step."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +13,7 @@ _ORDER, _FLIP, _CROP = range(3)
 
 
 class PlannedSteps(NamedTuple):
-    """S consecutive steps of B images each."""
+    """S consecutive steps of B images each; B is a rank's share where several share a plan."""
 
     indices: np.ndarray
     """(S, B) int64: rows of the training set."""
@@ -31,14 +32,21 @@ class BatchPlan:
     purpose; a step therefore depends on nothing but the fields below, and resuming needs only its
     number. Only the generator's raw 64-bit output is used, which numpy guarantees to be stable
     across versions.
+
+    `world_size` processes may share the batches: `batch_size` stays that of all of them, and each
+    plan delivers the columns of its rank, so the ranks in order make up the batch of one process.
     """
 
     num_images: int
     batch_size: int
     seed: int
     crop_padding: int = 0
+    rank: int = 0
+    world_size: int = 1
 
     def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank is {self.rank} of {self.world_size}: need 0 <= rank < number")
         if self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size}: it must be at least 1")
         if self.batch_size > self.num_images:
@@ -46,6 +54,21 @@ class BatchPlan:
                 f"batch_size is {self.batch_size}, beyond the {self.num_images} training images: "
                 "lower it"
             )
+        if self.batch_size % self.world_size:
+            raise UserError(
+                f"batch_size is {self.batch_size}, which {self.world_size} processes cannot share"
+                f" equally: take a multiple of {self.world_size}"
+            )
+
+    @property
+    def local_batch_size(self) -> int:
+        """Images of a step that this rank processes."""
+        return self.batch_size // self.world_size
+
+    @property
+    def whole(self) -> "BatchPlan":
+        """The plan of all ranks together."""
+        return dataclasses.replace(self, rank=0, world_size=1)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -53,15 +76,17 @@ class BatchPlan:
         return self.num_images // self.batch_size
 
     def steps(self, start: int, stop: int) -> PlannedSteps:
-        """Return steps start <= s < stop (0-based) in arrays of the caller's own."""
+        """Return this rank's part of steps start <= s < stop (0-based), in arrays to keep."""
         if not 0 <= start <= stop:
             raise ValueError(f"steps({start}, {stop}): need 0 <= start <= stop")
         per_epoch = self.steps_per_epoch
+        first_column = self.rank * self.local_batch_size
+        columns = slice(first_column, first_column + self.local_batch_size)
         parts = []
         for epoch in range(start // per_epoch, max(start, stop - 1) // per_epoch + 1):
             first = epoch * per_epoch
             window = slice(max(start - first, 0), max(stop - first, 0))
-            parts.append([array[window] for array in _epoch(self, epoch)])
+            parts.append([array[window, columns] for array in _epoch(self.whole, epoch)])
         return PlannedSteps(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 

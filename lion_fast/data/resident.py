@@ -1,12 +1,10 @@
 """ResidentLoader: the uint8 set and the whole plan live on the device, a batch is one launch."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from lion_fast.config import Impl
-from lion_fast.data.batches import Batch, Loader
+from lion_fast.data.batches import Batch, BatchSpec, Loader
 from lion_fast.data.plan import BatchPlan
 from lion_fast.errors import UserError
 from lion_fast.kernels import augment_batch
@@ -17,7 +15,7 @@ MAX_PLANNED_IMAGES = 10**8  # 0.5 GB of indices and flips, 1.3 GB with crops
 class ResidentLoader(Loader):
     """Executes a plan with `augment_batch`, steered by a step counter on the device.
 
-    images: (N, H, W, 3) uint8. labels: (N,) int64. mean, std: per channel in units of full scale.
+    images: (N, H, W, 3) uint8. labels: (N,) int64.
     Nothing but device work happens in `next`, and every tensor it reads keeps its address, `seek`
     included: a CUDA graph that captured `next` walks the plan by itself. On a GPU, steps of
     num_steps and beyond are black images with label -1 if a graph replays that far (see
@@ -34,35 +32,27 @@ class ResidentLoader(Loader):
         images: Tensor,
         labels: Tensor,
         plan: BatchPlan,
+        spec: BatchSpec,
         *,
-        num_steps: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        dtype: torch.dtype,
-        channels_last: bool = True,
         impl: Impl = "auto",
     ) -> None:
         assert plan.num_images == len(images) == len(labels)
-        if num_steps * plan.batch_size > MAX_PLANNED_IMAGES:
+        if spec.num_steps * plan.local_batch_size > MAX_PLANNED_IMAGES:
             raise UserError(
-                f"max_steps {num_steps} x batch_size {plan.batch_size} is more than the "
+                f"max_steps {spec.num_steps} x batch_size {plan.local_batch_size} is more than the "
                 f"{MAX_PLANNED_IMAGES:,} images that loader resident plans ahead: lower either, or "
                 "take loader dali or workers"
             )
-        self.plan = plan
-        self._num_steps = num_steps
-        self._mean, self._std = tuple(mean), tuple(std)
-        self._dtype, self._channels_last, self._impl = dtype, channels_last, impl
-        self._images = images.to(device).contiguous()
-        self._labels = labels.to(device).contiguous()
-        self._indices, self._flips, self._crops = _upload(plan, num_steps, device)
-        self._step = torch.zeros((), dtype=torch.int64, device=device)
+        self.plan, self.spec = plan, spec
+        self._impl = impl
+        self._images = images.to(spec.device).contiguous()
+        self._labels = labels.to(spec.device).contiguous()
+        self._indices, self._flips, self._crops = _upload(plan, spec.num_steps, spec.device)
+        self._step = torch.zeros((), dtype=torch.int64, device=spec.device)
 
     def seek(self, step: int) -> None:
         """Make the next batch that of step 0 <= `step` <= num_steps, else raise ValueError."""
-        if not 0 <= step <= self._num_steps:
-            raise ValueError(f"seek({step}): the loader holds {self._num_steps} steps")
+        self._check_sought(step)
         self._step.fill_(step)
 
     def next(self) -> Batch:
@@ -73,13 +63,13 @@ class ResidentLoader(Loader):
                 self._labels,
                 self._indices,
                 self._flips,
-                self._mean,
-                self._std,
+                self.spec.mean,
+                self.spec.std,
                 crops=self._crops,
                 padding=self.plan.crop_padding,
                 step=self._step,
-                out_dtype=self._dtype,
-                channels_last=self._channels_last,
+                out_dtype=self.spec.dtype,
+                channels_last=self.spec.channels_last,
                 impl=self._impl,
             )
         )
@@ -105,7 +95,7 @@ def _upload(
     plan: BatchPlan, num_steps: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return indices (S, B) int32, flips (S, B) bool, and crops (S, B, 2) int32 or None."""
-    shape = (num_steps, plan.batch_size)
+    shape = (num_steps, plan.local_batch_size)
     indices = torch.empty(shape, dtype=torch.int32, device=device)
     flips = torch.empty(shape, dtype=torch.bool, device=device)
     crops = torch.empty(*shape, 2, dtype=torch.int32, device=device) if plan.crop_padding else None

@@ -3,7 +3,7 @@
 import multiprocessing.connection
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from lion_fast.data.batches import Batch, Loader, memory_format
+from lion_fast.data.batches import Batch, BatchSpec, Loader
 from lion_fast.data.plan import BatchPlan
 
 Planned = tuple[int, bool, list[int]]
@@ -24,17 +24,10 @@ _PREFETCH_FACTOR = 2
 class _PlannedImages(Dataset[tuple[Tensor, Tensor]]):
     """The training set, indexed by what is planned for one image instead of by a row alone."""
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        padding: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-    ) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, padding: int, spec: BatchSpec) -> None:
         self.images, self.labels, self.padding = images, labels, padding
         self.to_normalised = v2.Compose(
-            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(spec.mean), list(spec.std))]
         )
 
     def __getitem__(self, planned: Planned) -> tuple[Tensor, Tensor]:
@@ -69,7 +62,7 @@ def _leave_interrupts_to_the_parent(worker: int) -> None:
 class WorkersLoader(Loader):
     """Executes a plan with per-image torchvision transforms in `num_workers` DataLoader processes.
 
-    images: (N, H, W, 3) uint8. labels: (N,) int64. mean, std: per channel in units of full scale.
+    images: (N, H, W, 3) uint8. labels: (N,) int64.
     With 0 workers the images are made inside `next`. For a GPU, batches come through pinned memory
     and asynchronous copies. The plan travels with each task, so which worker makes a batch decides
     nothing. Workers start with the loader and outlive `seek`. What a worker raises, `next` raises
@@ -83,26 +76,19 @@ class WorkersLoader(Loader):
         images: Tensor,
         labels: Tensor,
         plan: BatchPlan,
+        spec: BatchSpec,
         *,
-        num_steps: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        dtype: torch.dtype,
-        channels_last: bool = True,
         num_workers: int = 2,
     ) -> None:
         assert plan.num_images == len(images) == len(labels)
-        self.plan = plan
-        self._device, self._dtype = device, dtype
-        self._memory_format = memory_format(channels_last)
-        self._data = _PlannedImages(images, labels, plan.crop_padding, mean, std)
-        self._sampler = _PlannedBatches(plan, num_steps)
+        self.plan, self.spec = plan, spec
+        self._data = _PlannedImages(images, labels, plan.crop_padding, spec)
+        self._sampler = _PlannedBatches(plan, spec.num_steps)
         self._loader = DataLoader(
             self._data,
             batch_sampler=self._sampler,
             num_workers=num_workers,
-            pin_memory=device.type == "cuda",
+            pin_memory=spec.device.type == "cuda",
             persistent_workers=num_workers > 0,
             prefetch_factor=_PREFETCH_FACTOR if num_workers else None,
             # Without its own, the DataLoader draws from the global generator, as training does.
@@ -114,9 +100,7 @@ class WorkersLoader(Loader):
 
     def seek(self, step: int) -> None:
         """Make the next batch that of global step `step` (0-based) and begin to make it."""
-        num_steps = self._sampler.num_steps
-        if not 0 <= step <= num_steps:
-            raise ValueError(f"seek({step}): the loader holds {num_steps} steps")
+        self._check_sought(step)
         self._sampler.start = step
         self._batches = iter(self._loader)
 
@@ -132,10 +116,10 @@ class WorkersLoader(Loader):
             ) from error
         self.data_wait_seconds += time.perf_counter() - started
         if batch is None:
-            raise ValueError(f"no step is left of {self._sampler.num_steps}: seek back first")
+            raise ValueError(f"no step is left of {self.spec.num_steps}: seek back first")
         # Copy first, convert there: in one call the host would convert, out of pinned memory.
-        images, labels = (tensor.to(self._device, non_blocking=True) for tensor in batch)
-        return Batch(images.to(self._dtype, memory_format=self._memory_format), labels)
+        images, labels = (tensor.to(self.spec.device, non_blocking=True) for tensor in batch)
+        return Batch(images.to(self.spec.dtype, memory_format=self.spec.memory_format), labels)
 
     def _reap(self) -> None:
         """Wait for the dying worker, whose signal would else make torch raise within close."""
@@ -146,7 +130,7 @@ class WorkersLoader(Loader):
     def memory_bytes(self) -> tuple[int, int]:
         """Return host bytes of the set and of the batches prefetched at most, and device bytes."""
         images, labels = self._data.images, self._data.labels
-        batch = self.plan.batch_size * (4 * images[0].numel() + labels.itemsize)
+        batch = self.plan.local_batch_size * (4 * images[0].numel() + labels.itemsize)
         prefetched = _PREFETCH_FACTOR * self._loader.num_workers * batch
         return images.nbytes + labels.nbytes + prefetched, 0
 

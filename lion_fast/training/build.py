@@ -1,21 +1,18 @@
 """From a config to an initialised network on its device."""
 
 import torch
-from torch import Tensor
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.batches import Batch
-from lion_fast.data.encoded import EncodedSet
-from lion_fast.data.images import ImageSet
+from lion_fast.data.batches import Batch, planned_batch
+from lion_fast.data.dataset import DataSet
 from lion_fast.data.plan import BatchPlan
 from lion_fast.init import METHODS, initialize_
-from lion_fast.kernels import augment_batch
 from lion_fast.models import DeeplySupervised, build_model
 from lion_fast.training.resolve import Resolved
 
 
 def build(
-    config: TrainConfig, resolved: Resolved, images: ImageSet | EncodedSet, plan: BatchPlan
+    config: TrainConfig, resolved: Resolved, images: DataSet, plan: BatchPlan
 ) -> DeeplySupervised:
     """Return the network of `config`, initialised from its seed, channels_last, on its device.
 
@@ -35,42 +32,11 @@ def build(
 
 
 def _calibration_batch(
-    config: TrainConfig, resolved: Resolved, images: ImageSet | EncodedSet, plan: BatchPlan
+    config: TrainConfig, resolved: Resolved, images: DataSet, plan: BatchPlan
 ) -> Batch | None:
     num_images = METHODS[config.init].num_images
     if num_images == 0:
         return None
-    planned = plan.steps(0, -(-num_images // plan.batch_size))
+    planned = plan.whole.steps(0, -(-num_images // plan.batch_size))
     indices = torch.from_numpy(planned.indices.reshape(-1)[:num_images])
     return planned_batch(images, indices, resolved.device, torch.float32)
-
-
-def planned_batch(
-    images: ImageSet | EncodedSet, indices: torch.Tensor, device: torch.device, dtype: torch.dtype
-) -> Batch:
-    """Return the training images `indices`, unflipped and normalised, on `device`."""
-    pixels, labels = images.train_rows(indices)
-    return normalised(pixels, labels, images, device, dtype)
-
-
-def normalised(
-    pixels: Tensor,
-    labels: Tensor,
-    images: ImageSet | EncodedSet,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Batch:
-    """Return uint8 pixels (B, H, W, 3) of `images` as a normalised batch on `device`."""
-    order = torch.arange(len(labels), device=device)
-    upright = torch.zeros_like(order, dtype=torch.bool)
-    return Batch(
-        *augment_batch(
-            pixels.to(device),
-            labels.to(device),
-            order,
-            upright,
-            images.mean,
-            images.std,
-            out_dtype=dtype,
-        )
-    )

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.batches import Loader
-from lion_fast.data.encoded import open_data
-from lion_fast.training.build import planned_batch
+from lion_fast.data.batches import Loader, planned_batch
+from lion_fast.data.open import open_data
 from lion_fast.training.clock import TrainingClock
 from lion_fast.training.console import Console, Silent, ending
 from lion_fast.training.engine import Engine, make_engine

@@ -4,9 +4,8 @@ import time
 
 from lion_fast.config import TrainConfig
 from lion_fast.data import make_loader
-from lion_fast.data.batches import Loader
-from lion_fast.data.encoded import EncodedSet
-from lion_fast.data.images import ImageSet
+from lion_fast.data.batches import BatchSpec, Loader
+from lion_fast.data.dataset import DataSet
 from lion_fast.data.plan import BatchPlan
 from lion_fast.training.build import build
 from lion_fast.training.checkpoint import load_checkpoint
@@ -24,7 +23,7 @@ class Run:
         self,
         config: TrainConfig,
         resolved: Resolved,
-        images: ImageSet | EncodedSet,
+        images: DataSet,
         folder: RunFolder,
     ) -> None:
         self.config, self.resolved, self.images = config, resolved, images
@@ -52,9 +51,12 @@ class Run:
             self.resolved.loader,
             self.images,
             self.plan,
-            num_steps=self.config.max_steps,
-            device=self.resolved.device,
-            dtype=self.resolved.compute_dtype,
+            BatchSpec.of(
+                self.images,
+                num_steps=self.config.max_steps,
+                device=self.resolved.device,
+                dtype=self.resolved.compute_dtype,
+            ),
             impl=self.resolved.impl,
             steps_per_run=self.config.steps_per_run,
             num_workers=self.config.num_workers,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lion_fast.data.encoded import open_data
+from lion_fast.data.open import open_data
 from lion_fast.errors import UserError
 from lion_fast.models import build_model
 from lion_fast.training.checkpoint import load_checkpoint

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-from lion_fast.data.encoded import EncodedSet
-from lion_fast.data.images import ImageSet
+from lion_fast.data.batches import normalised
+from lion_fast.data.dataset import DataSet
 from lion_fast.models import DeeplySupervised
-from lion_fast.training.build import normalised
 from lion_fast.training.resolve import Resolved
 from lion_fast.training.step import autocast
 
@@ -50,7 +49,7 @@ class Validation:
 @torch.no_grad()
 def validate(
     model: DeeplySupervised,
-    images: ImageSet | EncodedSet,
+    images: DataSet,
     resolved: Resolved,
     between_batches: Callable[[], None] = lambda: None,
 ) -> Validation:

@@ -1,0 +1,98 @@
+"""What every set of images offers, decoded in memory or encoded on disk, and what it must be."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from lion_fast.errors import UserError
+
+MIN_IMAGE_SIZE = 8
+"""Pixels that the networks need in each direction."""
+
+
+class DataSet(Protocol):
+    """A labelled set of RGB images, brought to one size, split for training and testing."""
+
+    @property
+    def name(self) -> str:
+        """What the set is called: its built-in name, or that of its file or folder."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """K names; a label is an index into them."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+
+    @property
+    def mean(self) -> tuple[float, float, float]:
+        """Per-channel mean of the training images, in units of full scale (0 to 1)."""
+
+    @property
+    def std(self) -> tuple[float, float, float]:
+        """Per-channel standard deviation of the training images' pixels, in the same units."""
+
+    @property
+    def num_train(self) -> int:
+        """Number of training images N."""
+
+    @property
+    def num_test(self) -> int:
+        """Number of test images M."""
+
+    @property
+    def num_skipped(self) -> int:
+        """Unreadable images left out."""
+
+    def train_rows(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the training images (B, H, W, 3) uint8 `indices` and their labels (B,) int64."""
+
+    def test_chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and labels of the test split, at most `size` images at a time."""
+
+
+def check_trainable(
+    where: str,
+    image_size: tuple[int, int],
+    class_names: tuple[str, ...],
+    train_labels: Tensor,
+    std: tuple[float, float, float],
+    enlarge: str = "enlarge them",
+) -> None:
+    """Raise UserError if no classifier can be trained: too small, too few classes, a flat channel.
+
+    where: what the message begins with. train_labels: (N,) int64. enlarge: the remedy for images
+    that are too small.
+    """
+    check_size(where, image_size, enlarge)
+    if len(class_names) < 2:
+        raise UserError(f"{where}: the only class is {class_names[0]!r}: a classifier needs two")
+    counts = np.bincount(train_labels.numpy(), minlength=len(class_names))
+    if not counts.all():
+        label = int(counts.argmin())
+        raise UserError(
+            f"{where}: class {label} ({class_names[label]}) has no training image: "
+            "add some, or number the classes from 0 without gaps"
+        )
+    if min(std) == 0:
+        raise UserError(
+            f"{where}: channel {std.index(0)} has the same value in every training image, so it "
+            "cannot be normalised: store the images as grey"
+        )
+
+
+def check_size(where: str, image_size: tuple[int, int], enlarge: str = "enlarge them") -> None:
+    """Raise UserError if images are below MIN_IMAGE_SIZE in either direction."""
+    height, width = image_size
+    if min(height, width) < MIN_IMAGE_SIZE:
+        raise UserError(
+            f"{where}: images are {height}x{width} pixels, but the networks need "
+            f"{MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}: {enlarge}"
+        )
