@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -80,6 +81,34 @@ def test_unreadable_files_are_named_or_counted(config, folder):
     assert summary.num_skipped_images == 1
     stored = json.loads((summary.run / "summary.json").read_text())
     assert stored["num_skipped_images"] == 1
+
+
+@pytest.mark.parametrize("how", ["truncated", "damaged"])
+def test_a_broken_test_image_is_met_before_the_training_or_counted(config, folder, how):
+    pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI: pip install 'lion-fast[dali]'")
+    broken = sorted((folder / "test").rglob("*.png"))[3]
+    content = bytearray(broken.read_bytes())
+    content[-20] ^= 255
+    broken.write_bytes(content[:-30] if how == "truncated" else content)
+    dali = dataclasses.replace(config, loader="dali")
+    with pytest.raises(UserError, match=f"{broken.name} cannot be decoded.*--skip-corrupt"):
+        train(dali)
+    assert not config.out.exists()
+    summary = train(dataclasses.replace(dali, skip_corrupt=True))
+    assert summary.num_skipped_images == 1 and summary.val_loss > 0
+
+
+def test_damaged_files_do_not_make_decoders_write_to_the_terminal(config, folder, capfd):
+    pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI: pip install 'lion-fast[dali]'")
+    files = sorted((folder / "train").rglob("*.png"))
+    files[1].write_bytes(b"\x89PNG and nothing of the kind")
+    files[2].write_bytes(files[2].read_bytes()[:-30])
+    content = bytearray(files[3].read_bytes())
+    content[-20] ^= 255
+    files[3].write_bytes(content)
+    summary = train(dataclasses.replace(config, loader="dali", skip_corrupt=True))
+    assert summary.num_skipped_images == 3
+    assert capfd.readouterr().err == ""
 
 
 def test_a_folder_with_one_class_is_refused(config, folder):

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.decode import decode_image
+from lion_fast.data import decode as decode_module
+from lion_fast.data.decode import decode_image, flaw, image_file_size
 from lion_fast.data.folder import list_image_folder
 from lion_fast.data.images import ImageSet
-from lion_fast.data.open import load_image_set
+from lion_fast.data.open import load_image_set, open_data
 from lion_fast.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -90,6 +91,137 @@ def test_hidden_files_other_files_and_case_of_the_suffix_do_not_matter(root):
     (root / "train" / "list.txt").write_text("not a class")
     images = load(root)
     assert images.num_classes == 3 and len(images.train_images) == 12
+
+
+def test_what_is_left_out_is_counted_and_said(root):
+    dot = root / "train" / "dot"
+    (dot / "more" / "deep").mkdir(parents=True)
+    for path in (dot / "more" / "a.png", dot / "more" / "deep" / "b.JPG", root / "test" / "c.png"):
+        path.write_bytes(b"")
+    (dot / "more" / "notes.txt").write_text("no image, so nothing is lost")
+    for name in ("0.webp", "1.webp", "list.txt"):
+        (dot / name).write_bytes(b"")
+    (dot / "gone.png").symlink_to(root / "nowhere.png")
+    (root / "test" / "dot" / "1.png").write_bytes(b"")
+    images = load(root, skip_corrupt=True)
+    assert images.num_skipped == 1
+    assert images.describe() == (
+        "12 training images, 5 test images, 3 classes, 12x10, 8 skipped"
+        " (1 beside the class folders, 3 not .jpg .jpeg .png, 1 behind a broken link,"
+        " 2 in folders within a class, 1 unreadable)"
+    )
+    on_disk = open_data(TrainConfig(dataset=str(root), skip_corrupt=True), "dali")
+    assert on_disk.describe() == images.describe()
+
+
+def test_nothing_left_out_is_not_mentioned(root):
+    expected = "12 training images, 6 test images, 3 classes, 12x10"
+    assert load(root).describe() == expected
+    assert load_image_set(TrainConfig()).describe() == (
+        "1,437 training images, 360 test images, 10 classes, 16x16"
+    )
+
+
+def test_a_class_of_nested_images_says_where_they_are(root):
+    dot = root / "train" / "dot"
+    (dot / "more").mkdir()
+    for path in list(dot.glob("*.png")):
+        path.rename(dot / "more" / path.name)
+    message = refusal(root)
+    assert f"{dot} holds no .jpg, .jpeg, .png file (found: 4 in folders within a class)" in message
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_split_serves_where_there_is_no_test_split(root, name):
+    expected = load(root)
+    (root / "test").rename(root / name)
+    assert torch.equal(load(root).test_images, expected.test_images)
+    assert len(open_data(TrainConfig(dataset=str(root)), "dali").listing.test.paths) == 6
+    (root / "test").mkdir()
+    assert f"{root / 'test'} holds no folders" in refusal(root)
+
+
+def test_two_validation_splits_are_ambiguous(root):
+    (root / "test").rename(root / "val")
+    (root / "valid").mkdir()
+    assert "holds val/ and valid/ but no test/: rename the one to test on" in refusal(root)
+
+
+@pytest.mark.parametrize("loader", ["resident", "dali"])
+def test_a_first_image_far_larger_than_the_rest_is_refused_before_any_is_loaded(
+    root, loader, monkeypatch
+):
+    Image.fromarray(pixels(size=(600, 400))).save(root / "train" / "Circle" / "0.png")
+    monkeypatch.setattr("lion_fast.data.folder.decode_files", None)
+    monkeypatch.setattr("lion_fast.data.encoded.decode_files", None)
+    with pytest.raises(UserError) as caught:
+        open_data(TrainConfig(dataset=str(root)), loader)
+    message = str(caught.value)
+    assert f"{root / 'train' / 'Circle' / '0.png'} is 600x400 pixels" in message
+    assert "most other images about 12x10" in message and "--image-size 12" in message
+    monkeypatch.undo()
+    images = open_data(TrainConfig(dataset=str(root), image_size=12), loader)
+    assert images.image_size == (12, 12)
+
+
+@pytest.mark.parametrize("loader", ["resident", "dali"])
+def test_images_beyond_the_memory_are_refused_in_one_line(root, loader):
+    with pytest.raises(UserError) as caught:
+        open_data(TrainConfig(dataset=str(root), image_size=1_000_000), loader)
+    message = str(caught.value)
+    assert "images of 1000000x1000000 pixels take" in message and "\n" not in message
+    assert "take a smaller --image-size" in message
+    assert ("--loader dali" in message) == (loader == "resident")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_huge_image_is_shrunk_while_decoding_and_looks_the_same(tmp_path, monkeypatch, suffix):
+    smooth = Image.fromarray(NOISE[:4, :4]).resize((900, 1200), Image.Resampling.BICUBIC)
+    path = tmp_path / f"huge{suffix}"
+    smooth.save(path)
+    plain = decode_image(path, (40, 30)).astype(int)
+    monkeypatch.setattr("lion_fast.data.decode.HUGE_PIXELS", 40_000)
+    drafts = []
+    to_rgb = decode_module._to_rgb
+    monkeypatch.setattr(
+        decode_module, "_to_rgb", lambda image: drafts.append(image.size) or to_rgb(image)
+    )
+    shrunk = decode_image(path, (40, 30))
+    assert drafts == [(113, 150) if suffix == ".jpg" else (900, 1200)]
+    assert np.abs(shrunk - plain).max() <= (4 if suffix == ".jpg" else 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_of_a_file_is_told_by_its_header(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.jpg"
+    path.write_bytes(encoded(Image.fromarray(SMOOTH), "JPEG", exif=exif))
+    assert image_file_size(path) == decode_image(path).shape[:2]
+
+
+@pytest.mark.parametrize("damage", ["none", "empty", "text", "truncated", "flipped", "unended"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_flaw_is_found_wherever_decoding_finds_one(tmp_path, kind, damage):
+    whole = encoded(Image.fromarray(SMOOTH), kind)
+    flipped = bytearray(whole)
+    flipped[60] ^= 255
+    content = {
+        "none": whole,
+        "empty": b"",
+        "text": b"no image at all",
+        "truncated": whole[: len(whole) // 2],
+        "flipped": bytes(flipped),
+        "unended": whole + b"what some cameras append",
+    }[damage]
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    try:
+        decode_image(path)
+    except UserError as error:
+        assert str(flaw(path)) == str(error)
+    else:
+        assert flaw(path) is None
 
 
 def test_test_split_may_lack_a_class(root):

@@ -110,6 +110,31 @@ def test_labels_of_any_integer_type_and_keras_shape_are_taken(save, dtype):
     assert np.array_equal(images.train_labels.numpy(), labels)
 
 
+def test_npz_may_name_its_classes(save):
+    assert load(save(class_names=np.array(["cat", "dog", "emu"]))).class_names == (
+        "cat", "dog", "emu",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (np.array([b"cat", b"dog", b"emu"]), "class_names is |S3 of shape (3,): store one string"),
+        (np.array([["cat", "dog", "emu"]]), "of shape (1, 3): store one string a class"),
+        (np.array(["cat", "dog", "cat"]), "class_names holds a name twice"),
+        (np.array(["cat", "dog"]), "y_train holds the label 2, out of range for 2 classes"),
+    ],
+)
+def test_class_names_that_cannot_be_meant_are_refused(save, names, words):
+    assert words in refusal(save(class_names=names))
+
+
+def test_the_suffix_of_an_npz_may_be_in_capitals(save):
+    path = save()
+    capitals = path.rename(path.with_suffix(".NPZ"))
+    assert load(capitals).name == "shapes" and load(capitals).num_classes == 3
+
+
 def test_fortran_ordered_and_compressed_npz_is_the_same_set(save, tmp_path):
     good = load(save())
     path = tmp_path / "packed.npz"
@@ -139,6 +164,9 @@ X, Y = arrays()["x_train"], arrays()["y_train"]
         ({"y_train": Y[:-1]}, "y_train has shape (59,) for 60 images"),
         ({"y_train": np.eye(3, dtype=int)[Y]}, "y_train has shape (60, 3) for 60 images"),
         ({"y_train": np.eye(3, dtype=int)[Y]}, "y.argmax(1)"),
+        ({"x_train": np.moveaxis(X, 3, 1)}, "x.transpose(0, 2, 3, 1)"),
+        ({"y_train": np.eye(3)[Y]}, "y_train is float64: labels must be integers"),
+        ({"y_train": np.eye(3)[Y]}, "one-hot labels: y.argmax(1)"),
         ({"y_train": Y.astype(np.float64)}, "y_train is float64: labels must be integers"),
         ({"y_train": Y.astype(str)}, "y_train is <U21: labels must be integers"),
         ({"y_train": Y - 1}, "y_train holds the label -1: number the classes from 0"),

@@ -11,7 +11,8 @@ import numpy as np
 
 from lion_fast.data.batches import BatchSpec
 from lion_fast.data.dali import PipelineLoader
-from lion_fast.data.folder import SplitListing, decode_image
+from lion_fast.data.decode import decode_image, flaw
+from lion_fast.data.folder import SplitListing
 from lion_fast.data.plan import BatchPlan
 from lion_fast.errors import UserError
 
@@ -119,26 +120,32 @@ class _FileGather:
         return rows
 
     def _is_readable(self, row: int) -> bool:
-        """Check a file's header when it is first asked for.
+        """Check a file when it is first asked for, by what `flaw` looks at, then by its header.
 
-        A header that its parser rejects crashes DALI's decoder (2.4) in batches of more than
-        4 * (threads + 1) images: the other threads then work on with what was freed. Damage past
-        the header only fails the run.
+        So hardly a damaged file gets as far as DALI's decoders, which write their complaints to
+        the terminal and fail the whole run. A header that its parser rejects even crashes DALI's
+        decoder (2.4) in batches of more than 4 * (threads + 1) images: the other threads then work
+        on with what was freed. Damage past the header only fails the run.
         """
         if not self.checked[row]:
-            import nvidia.nvimgcodec as nvimgcodec
-
-            path = self.paths[row]
-            try:
-                nvimgcodec.CodeStream(str(path)).width  # noqa: B018 - parses the header
-            except RuntimeError as error:
-                refusal = UserError(
-                    f"{path} cannot be decoded ({error}): replace it, or go on without it: "
-                    "--skip-corrupt"
-                )
-                self.exclude(row, self.complaint(row) or refusal)
+            found = flaw(self.paths[row]) or self._flaw_of_header(row)
+            if found:
+                self.exclude(row, found)
             self.checked[row] = True
         return row not in self.unreadable
+
+    def _flaw_of_header(self, row: int) -> UserError | None:
+        import nvidia.nvimgcodec as nvimgcodec
+
+        path = self.paths[row]
+        try:
+            nvimgcodec.CodeStream(str(path)).width  # noqa: B018 - parses the header
+        except RuntimeError as error:
+            return self.complaint(row) or UserError(
+                f"{path} cannot be decoded ({error}): replace it, or go on without it: "
+                "--skip-corrupt"
+            )
+        return None
 
     def complaint(self, row: int) -> UserError | None:
         """Return why a file cannot be decoded, or None."""

@@ -1,11 +1,12 @@
 """What every set of images offers, decoded in memory or encoded on disk, and what it must be."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
 from torch import Tensor
 
+from lion_fast.data.facts import DataFacts
 from lion_fast.errors import UserError
 
 MIN_IMAGE_SIZE = 8
@@ -51,11 +52,53 @@ class DataSet(Protocol):
     def num_skipped(self) -> int:
         """Unreadable images left out."""
 
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Other files that were not taken, counted by why."""
+
+    def facts(self) -> DataFacts:
+        """Return what a run remembers of this set."""
+
+    def describe(self) -> str:
+        """Return in one line what the set holds, and what was left out of it."""
+
     def train_rows(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return the training images (B, H, W, 3) uint8 `indices` and their labels (B,) int64."""
 
     def test_chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images and labels of the test split, at most `size` images at a time."""
+
+
+def description(images: DataSet) -> str:
+    """Return counts, image size and what was left out, in one line."""
+    height, width = images.image_size
+    words = [
+        f"{images.num_train:,} training images",
+        f"{images.num_test:,} test images",
+        f"{images.num_classes:,} classes",
+        f"{height}x{width}",
+    ]
+    skipped = {why: number for why, number in images.left_out.items() if number}
+    if images.num_skipped:
+        skipped["unreadable"] = images.num_skipped
+    if skipped:
+        reasons = ", ".join(f"{number:,} {why}" for why, number in skipped.items())
+        words.append(f"{sum(skipped.values()):,} skipped ({reasons})")
+    return ", ".join(words)
+
+
+def facts_of(images: DataSet, train_fingerprint: str, test_fingerprint: str) -> DataFacts:
+    """Return the facts of a set whose splits have these digests."""
+    return DataFacts(
+        class_names=images.class_names,
+        mean=images.mean,
+        std=images.std,
+        image_size=images.image_size,
+        num_train=images.num_train,
+        num_test=images.num_test,
+        train_fingerprint=train_fingerprint,
+        test_fingerprint=test_fingerprint,
+    )
 
 
 def check_trainable(

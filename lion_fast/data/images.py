@@ -1,14 +1,17 @@
 """Decoded sets of images in memory, and the statistics that normalise them."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from lion_fast.data.arrays import LabelledArrays
-from lion_fast.data.dataset import check_trainable
+from lion_fast.data.dataset import check_trainable, description, facts_of
+from lion_fast.data.facts import DataFacts
+from lion_fast.data.fingerprint import pixels_fingerprint
+from lion_fast.data.own import MapStyle, arrays_of_datasets, arrays_of_tensors
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class ImageSet:
     """Per-channel standard deviation of the training images' pixels, in the same units."""
     num_skipped: int = 0
     """Unreadable images left out."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Other files of a folder that were not taken, counted by why."""
+    fingerprints: tuple[str, str] | None = None
+    """Of the files of both splits, where the set was read from a folder."""
 
     @classmethod
     def from_arrays(cls, name: str, arrays: LabelledArrays, where: str) -> Self:
@@ -51,9 +58,62 @@ class ImageSet:
             mean=mean,
             std=std,
             num_skipped=arrays.num_skipped,
+            left_out=arrays.left_out,
+            fingerprints=arrays.fingerprints,
         )
         check_trainable(where, images.image_size, images.class_names, images.train_labels, std)
         return images
+
+    @classmethod
+    def from_tensors(
+        cls,
+        train_images: Tensor,
+        train_labels: Tensor,
+        test_images: Tensor,
+        test_labels: Tensor,
+        class_names: Sequence[str] | None = None,
+        *,
+        name: str = "tensors",
+    ) -> Self:
+        """Return the set of uint8 images, (N, H, W, C) or (N, C, H, W), and integer labels (N,).
+
+        C is 1 or 3; classes without names are numbered. Raise UserError on anything else and as
+        `from_arrays` does.
+        """
+        return cls.from_arrays(
+            name,
+            arrays_of_tensors(train_images, train_labels, test_images, test_labels, class_names),
+            name,
+        )
+
+    @classmethod
+    def from_datasets(
+        cls,
+        train: MapStyle,
+        test: MapStyle,
+        class_names: Sequence[str] | None = None,
+        *,
+        name: str = "datasets",
+    ) -> Self:
+        """Return the set of two map-style data sets of (image, label), each read once.
+
+        An image is a PIL image or uint8, (H, W, C) or (C, H, W), all of one size; classes are named
+        by `class_names`, `train.classes` or their numbers. Raise UserError on anything else and as
+        `from_arrays` does.
+        """
+        return cls.from_arrays(name, arrays_of_datasets(train, test, class_names), name)
+
+    def facts(self) -> DataFacts:
+        """Return what a run remembers of this set."""
+        train, test = self.fingerprints or (
+            pixels_fingerprint(self.train_images, self.train_labels),
+            pixels_fingerprint(self.test_images, self.test_labels),
+        )
+        return facts_of(self, train, test)
+
+    def describe(self) -> str:
+        """Return in one line what the set holds, and what was left out of it."""
+        return description(self)
 
     @property
     def num_classes(self) -> int:

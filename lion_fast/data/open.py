@@ -1,16 +1,20 @@
 """The front door: from a config to its set of images, loaded or left on disk."""
 
+import dataclasses
 import difflib
 from pathlib import Path
+
+import torch
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.cifar import read_cifar
 from lion_fast.data.dataset import DataSet
 from lion_fast.data.digits import read_digits
-from lion_fast.data.encoded import open_encoded
+from lion_fast.data.encoded import open_encoded, open_encoded_test
+from lion_fast.data.facts import DataFacts
 from lion_fast.data.folder import read_image_folder
 from lion_fast.data.images import ImageSet
-from lion_fast.data.npz import read_npz
+from lion_fast.data.npz import read_npz, read_npz_test
 from lion_fast.data.subset import take_subset
 from lion_fast.errors import UserError
 
@@ -56,12 +60,57 @@ def load_image_set(config: TrainConfig) -> ImageSet:
     elif dataset in BUILT_IN:
         arrays = read_cifar(dataset, (config.data_dir or DEFAULT_DATA_DIR).expanduser())
     elif is_folder:
-        arrays = read_image_folder(path, config.image_size, config.skip_corrupt)
+        arrays = read_image_folder(path, config.image_size, config.skip_corrupt, config.num_classes)
     else:
         arrays = read_npz(path)
     arrays = take_subset(arrays, dataset, config.num_classes, config.train_fraction)
     name = path.stem if is_npz else path.resolve().name
     return ImageSet.from_arrays(name, arrays, dataset)
+
+
+def open_test_data(config: TrainConfig, facts: DataFacts) -> DataSet:
+    """Return the test split of `config` as the run that `facts` are of saw it; no training images.
+
+    Mean, standard deviation, class names and image size are those of `facts`, so train/ and
+    x_train need not be there. Raise UserError, with what differs, on other data than the run's.
+    """
+    dataset, path = config.dataset, Path(config.dataset).expanduser()
+    images: DataSet
+    if dataset not in BUILT_IN and path.is_dir():
+        some = config.num_classes is not None
+        images = open_encoded_test(path, facts, config.skip_corrupt, some)
+    elif dataset in BUILT_IN or not (path.is_file() and path.suffix.lower() == ".npz"):
+        images = load_image_set(config)
+    else:
+        images = _test_images(path, facts)
+    found = dataclasses.replace(
+        images.facts(), num_train=facts.num_train, train_fingerprint=facts.train_fingerprint
+    )
+    if differences := facts.differences(found):
+        raise UserError(
+            f"{dataset} is not what the run was trained on: {'; '.join(differences)}: put its data"
+            " back, or train anew"
+        )
+    return images
+
+
+def _test_images(path: Path, facts: DataFacts) -> ImageSet:
+    """Return the test split of an .npz; labels beyond the classes of `facts` are left out."""
+    pixels, labels, class_names = read_npz_test(path)
+    wanted = labels < len(facts.class_names)
+    names = facts.class_names
+    if class_names is not None:
+        names = class_names[: len(names)]
+    return ImageSet(
+        name=path.stem,
+        train_images=torch.empty(0, *pixels.shape[1:], dtype=torch.uint8),
+        train_labels=torch.empty(0, dtype=torch.int64),
+        test_images=torch.from_numpy(pixels[wanted]),
+        test_labels=torch.from_numpy(labels[wanted]),
+        class_names=names,
+        mean=facts.mean,
+        std=facts.std,
+    )
 
 
 def _unknown(dataset: str, path: Path) -> str:

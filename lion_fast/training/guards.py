@@ -83,5 +83,5 @@ def memory_advice(config: TrainConfig) -> Iterator[None]:
                 raise
         raise UserError(
             f"out of memory at batch_size {config.batch_size}: lower --batch-size"
-            " (or --growth-rate, --base-width, --steps-per-run)"
+            " (or --image-size, --growth-rate, --base-width, --steps-per-run)"
         ) from error
