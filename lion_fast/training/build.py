@@ -11,6 +11,7 @@ from lion_fast.data.plan import BatchPlan
 from lion_fast.init import METHODS, initialize_
 from lion_fast.kernels import augment_batch
 from lion_fast.models import DeeplySupervised, build_model
+from lion_fast.training.losses import LossOptions
 from lion_fast.training.resolve import Resolved
 
 
@@ -30,6 +31,7 @@ def build(
         images=calibration.images if calibration else None,
         labels=calibration.labels if calibration else None,
         generator=torch.Generator().manual_seed(config.seed),
+        loss=LossOptions.of(config).of_logits,
     )
     return model
 
