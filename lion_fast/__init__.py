@@ -16,11 +16,13 @@ _HOME = {
     "lion_fast.data.plan": ("BatchPlan",),
     "lion_fast.errors": ("UserError",),
     "lion_fast.init": (
+        "LionDGReport",
         "fixup_",
         "gradinit_",
         "he_",
         "initialize_",
         "lion_dg_",
+        "lion_dg_report",
         "lion_lsuv_",
         "lsuv_",
         "rezero_",

@@ -17,11 +17,13 @@ from lion_fast.errors import (
     UserError as UserError,
 )
 from lion_fast.init import (
+    LionDGReport as LionDGReport,
     fixup_ as fixup_,
     gradinit_ as gradinit_,
     he_ as he_,
     initialize_ as initialize_,
     lion_dg_ as lion_dg_,
+    lion_dg_report as lion_dg_report,
     lion_lsuv_ as lion_lsuv_,
     lsuv_ as lsuv_,
     rezero_ as rezero_,

@@ -1,12 +1,17 @@
 """GradInit: what its scales are, and what they achieve."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from lion_fast.cli import main
 from lion_fast.errors import UserError
 from lion_fast.init import gradinit_, he_
 from lion_fast.models import densenet_ds, resnet_ds
+from lion_fast.training.losses import LossOptions
 
 MODELS = {
     "densenet": lambda: densenet_ds(growth_rate=4, block_layers=1),
@@ -104,3 +109,103 @@ def test_images_and_labels_must_agree(count):
     images, labels = learnable()
     with pytest.raises(UserError, match=f"{count} images and"):
         gradinit_(MODELS["densenet"](), images[:count], labels[: 2 * count])
+
+
+class MainFirst(nn.Module):
+    """The same network with its main logits first, in the containers that others use."""
+
+    def __init__(self, pack):
+        super().__init__()
+        self.inner, self.pack = MODELS["densenet"](), pack
+
+    def forward(self, images):
+        *aux, main = self.inner(images)
+        return self.pack(main, aux)
+
+
+class Outputs(NamedTuple):
+    logits: torch.Tensor
+    aux_logits1: torch.Tensor | None
+    aux_logits2: torch.Tensor | None
+
+
+def learnt(model, **arguments):
+    gradinit_(model, *learnable(), iterations=3, lr=0.1, generator=seeded(), **arguments)
+    return list(model.parameters())
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda main, aux: Outputs(main, *aux),
+        lambda main, aux: {"out": main, "aux1": aux[0], "aux2": aux[1]},
+    ],
+)
+def test_main_logits_that_come_first_are_not_taken_for_auxiliary_ones(pack):
+    assert same(learnt(MainFirst(pack)), learnt(MODELS["densenet"]()))
+
+
+def test_an_unknown_order_of_logits_is_asked_for():
+    def first(main, aux):
+        return (main, *aux)
+
+    with pytest.raises(UserError, match="which output of MainFirst is the main one.*pass main="):
+        learnt(MainFirst(first))
+    expected = learnt(MODELS["densenet"]())
+    assert same(learnt(MainFirst(first), main=0), expected)
+    assert same(learnt(MainFirst(lambda main, aux: (*aux, main)), main=-1), expected)
+
+
+def test_the_runs_own_loss_decides():
+    default = learnt(MODELS["densenet"]())
+    assert same(learnt(MODELS["densenet"](), loss=LossOptions(0.3).of_logits), default)
+    assert not same(learnt(MODELS["densenet"](), loss=LossOptions(0.5).of_logits), default)
+    assert not same(
+        learnt(MODELS["densenet"](), loss=LossOptions(label_smoothing=0.1).of_logits), default
+    )
+
+
+def test_a_loss_of_the_main_head_alone_leaves_auxiliary_scales_at_one():
+    def main_alone(logits, labels):
+        return F.cross_entropy(logits[-1], labels) + 0 * sum(z.sum() for z in logits)
+
+    model, he = MODELS["densenet"](), he_(MODELS["densenet"](), seeded())
+    gradinit_(model, *learnable(), iterations=3, lr=0.1, generator=seeded(), loss=main_alone)
+    assert same(model.aux_parameters(), he.aux_parameters())
+    assert not same(model.backbone_parameters(), he.backbone_parameters())
+
+
+def test_autocast_does_not_change_what_gradinit_does():
+    expected = learnt(MODELS["densenet"]())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert same(learnt(MODELS["densenet"]()), expected)
+
+
+def start_of_a_run(monkeypatch, dataset, out, *options):
+    """Return the weights with which a run of the command line starts, after two iterations."""
+    starts = []
+
+    def short(*arguments, **keywords):
+        model = gradinit_(*arguments, **keywords, iterations=2, lr=0.1)
+        starts.append([parameter.detach().clone() for parameter in model.parameters()])
+        return model
+
+    monkeypatch.setattr("lion_fast.init.gradinit_", short)
+    arguments = f"train --dataset {dataset} --out {out} --init gradinit --max-steps 1 --window 1"
+    small = "--growth-rate 2 --block-layers 1 --batch-size 32 --device cpu"
+    assert main([*arguments.split(), *small.split(), *options]) == 0
+    return starts[0]
+
+
+def test_a_runs_aux_weight_and_label_smoothing_reach_gradinit(stripes, tmp_path, monkeypatch):
+    def start(*options):
+        return start_of_a_run(monkeypatch, stripes, tmp_path, *options)
+
+    default = start()
+    assert same(start("--aux-weight", "0.3"), default)
+    assert not same(start("--aux-weight", "0.5"), default)
+    assert not same(start("--label-smoothing", "0.2"), default)

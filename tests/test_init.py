@@ -1,5 +1,6 @@
 """He, Xavier, Fixup, ReZero, and what all initialisers have in common."""
 
+import warnings
 from typing import get_args
 
 import pytest
@@ -198,9 +199,43 @@ def test_bad_requests_are_refused_before_a_weight_changes(arguments, message):
 
 
 @pytest.mark.parametrize("init_", [fixup_, rezero_])
-def test_residual_methods_refuse_models_that_do_not_name_their_branches(init_):
-    with pytest.raises(UserError, match="Linear has no residual_branches"):
-        init_(nn.Linear(2, 2))
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel])
+def test_residual_methods_refuse_models_that_do_not_name_their_branches(init_, wrap):
+    with pytest.raises(UserError, match="^Linear is no DeeplySupervised network.*residual_branch"):
+        init_(wrap(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "gradinit"])
+def test_a_wrapped_network_is_initialised_as_the_bare_one(method):
+    bare, wrapped = SMALL["resnet"](), nn.DataParallel(SMALL["resnet"]())
+    initialize_(bare, method, *batch(), generator=seeded())
+    assert initialize_(wrapped, method, *batch(), generator=seeded()) is wrapped
+    for a, b in zip(bare.parameters(), wrapped.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@both
+@every_method
+def test_models_without_values_are_refused(build, method):
+    with pytest.raises(UserError, match="'stem.weight' is on the meta device.*to_empty"):
+        initialize_(build().to("meta"), method, *batch())
+    lazy = build()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        lazy.heads.main.linear = nn.LazyLinear(10)
+    with pytest.raises(UserError, match="'heads.main.linear.weight'.*lazy.*run one batch first"):
+        initialize_(lazy, method, *batch())
+    assert lazy.stem.weight.isfinite().all()
+
+
+def test_a_cast_of_the_old_weights_is_forgotten():
+    model, (images, _) = SMALL["densenet"](), batch()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(images)
+        he_(model, seeded())
+        inside = model(images)[-1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model(images)[-1], inside)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU: compares devices")

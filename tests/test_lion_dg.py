@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.models import googlenet, inception_v3
-from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, fcn_resnet50
+from torchvision.models.segmentation import deeplabv3_resnet50, fcn_resnet50
 
 from lion_fast.errors import UserError
-from lion_fast.init import he_, initialize_, lion_dg_
+from lion_fast.init import he_, initialize_, lion_dg_, lion_dg_report
 from lion_fast.models import densenet_ds, resnet_ds
 
 ARCHITECTURES = {
@@ -137,9 +137,7 @@ def test_zeroed_heads_in_the_path_make_the_block_its_shortcut():
             {"aux_classifier.4.weight", "aux_classifier.4.bias"},
         ),
         (
-            lambda: deeplabv3_mobilenet_v3_large(
-                weights=None, weights_backbone=None, aux_loss=True
-            ),
+            lambda: deeplabv3_resnet50(weights=None, weights_backbone=None, aux_loss=True),
             {"aux_classifier.4.weight", "aux_classifier.4.bias"},
         ),
     ],
@@ -147,9 +145,12 @@ def test_zeroed_heads_in_the_path_make_the_block_its_shortcut():
 )
 def test_torchvision_heads_are_found_and_nothing_else_is_touched(build, zeroed):
     model = build()
-    before = {name: value.clone() for name, value in model.named_parameters()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    report = lion_dg_report(model)
+    assert all(head.in_model and not head.zeroed for head in report.heads)
+    assert {name for head in report.heads for name in head.parameters} == zeroed
     assert lion_dg_(model) is model
-    for name, value in model.named_parameters():
+    for name, value in model.state_dict().items():
         if name in zeroed:
             assert before[name].any()
             assert not value.any()
@@ -170,7 +171,7 @@ class Foreign(nn.Module):
     "heads",
     [
         lambda model: ["exit_early", model.exit_mask],
-        lambda model: (head for head in (model.exit_early, "exit_mask.0")),
+        lambda model: (head for head in (model.exit_early, "exit_mask")),
     ],
 )
 def test_heads_are_named_by_module_or_dotted_name(heads):
@@ -178,8 +179,8 @@ def test_heads_are_named_by_module_or_dotted_name(heads):
     lion_dg_(model, heads(model))
     zeroed = {name for name, value in model.named_parameters() if not value.any()}
     assert zeroed == {"exit_early.2.weight", "exit_early.2.bias"} | {
-        "exit_mask.0.weight",
-        "exit_mask.0.bias",
+        "exit_mask.1.weight",
+        "exit_mask.1.bias",
     }
 
 
@@ -192,11 +193,11 @@ def test_a_single_head_needs_no_list():
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        (None, "no auxiliary heads found.*exit_early.2, exit_mask.0, final"),
+        (None, "no auxiliary heads found.*exit_early.2, exit_mask.0, exit_mask.1, final"),
         ("exit_erly", "no module 'exit_erly': did you mean 'exit_early'"),
         ("zzz", "no module 'zzz'.*exit_early.0"),
         (nn.Linear(2, 2), "Linear is not part of the model"),
-        (["exit_early", "body"], "'body' has no nn.Linear or 1x1"),
+        (["exit_early", "exit_early.1"], "head 'exit_early.1' has no parameters"),
         ([], "heads is empty"),
     ],
 )
@@ -206,3 +207,29 @@ def test_heads_that_cannot_be_zeroed_are_refused_with_candidates(heads, message)
     with pytest.raises(UserError, match=message):
         lion_dg_(model, heads)
     assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_torchvisions_main_classifier_is_refused_as_a_head():
+    model = googlenet(weights=None, aux_logits=True, init_weights=False, num_classes=10)
+    with pytest.raises(UserError, match="head 'fc' gives or feeds the model's main output"):
+        lion_dg_(model, ["aux1", "fc"])
+    assert model.aux1.fc2.weight.any()
+
+
+@pytest.mark.parametrize("heads", [None, "heads", "heads.aux", ["heads.aux.0", "heads.aux.1"]])
+def test_this_packages_heads_are_found_without_the_main_one(heads):
+    report = lion_dg_report(densenet_ds(growth_rate=2, block_layers=1), heads)
+    assert [head.layers for head in report.heads] == [
+        ("heads.aux.0.linear",),
+        ("heads.aux.1.linear",),
+    ]
+    assert all(head.in_model for head in report.heads)
+
+
+def test_initialize_does_not_set_a_foreign_backbone_anew():
+    model = googlenet(weights=None, aux_logits=True, init_weights=False, num_classes=10)
+    before = [value.clone() for value in model.parameters()]
+    for wrapped in (model, nn.DataParallel(model)):
+        with pytest.raises(UserError, match=r"whole GoogLeNet anew: call lion_dg_\(model\)"):
+            initialize_(wrapped, "lion_dg")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))

@@ -120,3 +120,18 @@ def test_images_without_variance_are_refused_by_layer(value):
     with pytest.raises(UserError, match="layer 'stem' has output variance"):
         lsuv_(model, torch.full((16, 3, 8, 8), value), generator=seeded())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@every_model
+def test_autocast_does_not_change_what_lsuv_does(build):
+    images, labels = photographs(64), torch.arange(64) % 10
+    expected = lsuv_(build(), images, generator=seeded())
+    model = build()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(images)
+        lsuv_(model, images, generator=seeded())
+        loss = model.loss(images, labels, 0.3).loss
+    for a, b in zip(model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(a, b)
+    truth = expected.loss(images, labels, 0.3).loss
+    assert loss.item() == pytest.approx(truth.item(), rel=0.05)

@@ -1,14 +1,19 @@
 """Deeply-supervised networks: sizes, seams, and what a compiled step sees."""
 
+import inspect
+import textwrap
+from functools import partial
+
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import multiprocessing, nn
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.init import he_
-from lion_fast.models import build_model, densenet_ds, resnet_ds
+from lion_fast.init import METHODS, gradinit_, he_, initialize_, lion_dg_
+from lion_fast.models import DeeplySupervised, build_model, densenet_ds, resnet_ds
 
 SMALL = {
     "densenet": lambda k=10: densenet_ds(k, growth_rate=4, block_layers=2),
@@ -186,6 +191,69 @@ def test_build_model_refuses_what_cannot_be_built():
         build_model(TrainConfig(), 10, (4, 32))
     with pytest.raises(UserError, match="no residual path"):
         build_model(TrainConfig(placement="residual"), 10, (32, 32))
+
+
+def documented_network():
+    """Return the example in DeeplySupervised's docstring."""
+    indented = inspect.getdoc(DeeplySupervised).partition("resnet_ds:\n\n")[2]
+    return textwrap.dedent(indented.partition("\nThe contract")[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_network_in_the_docstring_initialises_and_trains(method, monkeypatch):
+    source = documented_network()
+    assert len(source.splitlines()) <= 35
+    monkeypatch.setattr("lion_fast.init.gradinit_", partial(gradinit_, iterations=2))
+    images, labels = batch(32)
+    names = {"images": images, "labels": labels, "initialize_": initialize_}
+    exec(compile(source, "docstring", "exec"), names)
+    model = initialize_(names["Plain"](10, width=4), method, images, labels)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        losses.append(model.loss(images, labels, 0.3).loss)
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@every_model
+def test_a_call_with_labels_is_the_loss(name):
+    model, (images, labels) = SMALL[name](), batch(16)
+    called = model(images, labels, 0.5, label_smoothing=0.1)
+    for a, b in zip(called, model.loss(images, labels, 0.5, label_smoothing=0.1), strict=True):
+        assert torch.equal(a, b)
+
+
+def gradients(model, loss):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+def one_rank_of_ddp(rank, num_ranks, store):
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=num_ranks)
+    torch.manual_seed(rank)
+    model = SMALL["densenet"]()
+    # DDP first: it sends rank 0's weights to all.
+    ddp = nn.parallel.DistributedDataParallel(model)
+    assert lion_dg_(ddp) is ddp
+    assert not any(parameter.any() for parameter in model.aux_parameters())
+    images, labels = batch(4 * num_ranks)
+    mine = slice(4 * rank, 4 * rank + 4)
+    expected = gradients(model, model.loss(images[mine], labels[mine], 0.3).loss)
+    dist.all_reduce(expected)
+    ddp(images[mine], labels[mine], 0.3).loss.backward()
+    ours = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    torch.testing.assert_close(ours, expected / num_ranks, rtol=1e-4, atol=1e-6)
+    dist.destroy_process_group()
+
+
+def test_lion_dg_and_a_call_with_labels_work_through_ddp(tmp_path):
+    one_rank_of_ddp(0, 1, tmp_path / "store")
+
+
+def test_a_call_through_ddp_averages_the_gradients_of_two_processes(tmp_path):
+    multiprocessing.spawn(one_rank_of_ddp, (2, tmp_path / "store"), nprocs=2)
 
 
 def compiled_equals_eager(model, backend):

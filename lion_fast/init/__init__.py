@@ -14,20 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from lion_fast.errors import UserError
-from lion_fast.init.gradinit import gradinit_
-from lion_fast.init.lion_dg import lion_dg_
+from lion_fast.init.calibration import unwrapped
+from lion_fast.init.gradinit import HeadLoss, gradinit_
+from lion_fast.init.lion_dg import HeadReport, LionDGReport, lion_dg_, lion_dg_report
 from lion_fast.init.lsuv import NUM_SAMPLES, lion_lsuv_, lsuv_
 from lion_fast.init.residual import fixup_, rezero_
 from lion_fast.init.variance import he_, xavier_
+from lion_fast.models import DeeplySupervised
 
 __all__ = [
     "METHODS",
+    "HeadLoss",
+    "HeadReport",
+    "LionDGReport",
     "Method",
     "fixup_",
     "gradinit_",
     "he_",
     "initialize_",
     "lion_dg_",
+    "lion_dg_report",
     "lion_lsuv_",
     "lsuv_",
     "rezero_",
@@ -40,33 +46,36 @@ class Method(NamedTuple):
 
     description: str
     run: Callable[..., nn.Module]
-    """Takes model, images, labels, generator."""
+    """Takes model, images, labels, generator, loss."""
     num_images: int = 0
     """Training images that it wants; 0 for a method that looks at none."""
     needs_labels: bool = False
 
 
 METHODS: dict[str, Method] = {
-    "he": Method("He everywhere, heads included", lambda m, x, y, g: he_(m, g)),
-    "xavier": Method("Xavier everywhere", lambda m, x, y, g: xavier_(m, g)),
-    "lion_dg": Method("He, then auxiliary heads to zero", lambda m, x, y, g: lion_dg_(he_(m, g))),
+    "he": Method("He everywhere, heads included", lambda m, x, y, g, loss: he_(m, g)),
+    "xavier": Method("Xavier everywhere", lambda m, x, y, g, loss: xavier_(m, g)),
+    "lion_dg": Method(
+        "He, then auxiliary heads to zero", lambda m, x, y, g, loss: lion_dg_(he_(m, g))
+    ),
     "lsuv": Method(
         "unit output variance of every layer, on data",
-        lambda m, x, y, g: lsuv_(m, x, generator=g),
+        lambda m, x, y, g, loss: lsuv_(m, x, generator=g),
         NUM_SAMPLES,
     ),
     "lion_lsuv": Method(
         "LSUV, then auxiliary heads to zero",
-        lambda m, x, y, g: lion_lsuv_(m, x, generator=g),
+        lambda m, x, y, g, loss: lion_lsuv_(m, x, generator=g),
         NUM_SAMPLES,
     ),
     "fixup": Method(
-        "scaled residual branches that end in zero, zero main head", lambda m, x, y, g: fixup_(m, g)
+        "scaled residual branches that end in zero, zero main head",
+        lambda m, x, y, g, loss: fixup_(m, g),
     ),
-    "rezero": Method("He, with zero residual scales", lambda m, x, y, g: rezero_(m, g)),
+    "rezero": Method("He, with zero residual scales", lambda m, x, y, g, loss: rezero_(m, g)),
     "gradinit": Method(
         "He, with learnt scales of every tensor",
-        lambda m, x, y, g: gradinit_(m, x, y, generator=g),
+        lambda m, x, y, g, loss: gradinit_(m, x, y, loss=loss, generator=g),
         4096,
         needs_labels=True,
     ),
@@ -79,8 +88,9 @@ def initialize_(
     images: Tensor | None = None,
     labels: Tensor | None = None,
     generator: torch.Generator | None = None,
+    loss: HeadLoss | None = None,
 ) -> nn.Module:
-    """Initialise a network of this package by the method of that name in METHODS.
+    """Set all weights of a network anew by the method of that name in METHODS.
 
     images: (N, 3, height, width) normalised training images, N at least METHODS[method].num_images
     for the method as published; labels: (N,) int64. Methods that need none ignore them.
@@ -96,4 +106,10 @@ def initialize_(
         raise UserError(f"{method} looks at data: pass {row.num_images} training images")
     if row.needs_labels and labels is None:
         raise UserError(f"{method} looks at data: pass the labels of its images")
-    return row.run(model, images, labels, generator)
+    foreign = not isinstance(unwrapped(model), DeeplySupervised)
+    if method == "lion_dg" and foreign:
+        raise UserError(
+            f"initialize_ would set the whole {type(unwrapped(model)).__name__} anew: call "
+            "lion_dg_(model) to zero its heads alone, after he_(model) if you mean that"
+        )
+    return row.run(model, images, labels, generator, loss)

@@ -1,11 +1,55 @@
-"""The mode in which data-driven initialisers run a model."""
+"""The modes in which initialisers run a model, and what a model must have before they do."""
 
+import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
+
+from lion_fast.errors import UserError
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return what DataParallel, DistributedDataParallel or torch.compile has wrapped."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def check_materialised(model: nn.Module) -> None:
+    """Raise UserError if a parameter or buffer has no values yet: lazy layers, the meta device."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise UserError(f"{name!r} has no shape yet (a lazy layer): run one batch first")
+        if tensor.is_meta:
+            raise UserError(
+                f"{name!r} is on the meta device and holds no values: "
+                "move the model with to_empty(device=...) first"
+            )
+
+
+@contextmanager
+def full_precision(model: nn.Module) -> Iterator[None]:
+    """Switch the caller's autocast off, and let it forget the weights that it has cast before.
+
+    autocast keeps its cast of a weight until the outermost context ends, whatever is written into
+    the weight meanwhile.
+    """
+    parameter = next(model.parameters(), torch.empty(0))
+    try:
+        with torch.autocast(parameter.device.type, enabled=False):
+            yield
+    finally:
+        torch.clear_autocast_cache()
 
 
 @contextmanager
@@ -33,3 +77,51 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for norm, mode in tracking:
             norm.track_running_stats = mode
+
+
+@contextmanager
+def without_a_trace(model: nn.Module) -> Iterator[None]:
+    """Run the model inside as in training, with gradients, and leave it and the RNGs as they were.
+
+    Parameters are the caller's to restore. Compiled parts run uncompiled. Synchronised batch norms
+    use their running statistics, since other ranks may not take part.
+    """
+    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    state = random.getstate()
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(full_precision(model))
+        stack.enter_context(torch.random.fork_rng(sorted(devices)))
+        stack.enter_context(batch_statistics(model))
+        if _has_compiled_parts(model):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for module in model.modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                module.eval()
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            _restore(buffers)
+
+
+def _has_compiled_parts(model: nn.Module) -> bool:
+    return any(
+        module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
+        for module in model.modules()
+    )
+
+
+@torch.no_grad()
+def _restore(buffers: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
+    for module, name, buffer, value in buffers:
+        # A forward pass may write into a buffer or put another tensor in its place.
+        module._buffers[name] = buffer
+        if not torch.equal(buffer, value):
+            buffer.copy_(value)

@@ -1,6 +1,7 @@
 """GradInit (Zhu et al. 2021): one learnt scale per tensor, for the lowest loss after one step."""
 
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,10 +9,19 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lion_fast.errors import UserError
-from lion_fast.init.calibration import batch_statistics
+from lion_fast.init.calibration import batch_statistics, full_precision, unwrapped
+from lion_fast.init.heads import main_logits_last
 from lion_fast.init.variance import he_
 
 Parameters = dict[str, Tensor]
+HeadLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
+"""() of the logits (B, K) of every head, the main one's last, and the labels (B,)."""
+
+
+def default_loss(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Compute the paper's loss: main + 0.3 * auxiliary cross-entropies."""
+    *aux, main = (F.cross_entropy(head, labels) for head in logits)
+    return main + 0.3 * sum(aux, start=torch.zeros_like(main))
 
 
 def gradinit_(
@@ -27,7 +37,8 @@ def gradinit_(
     gamma: float = 1.0,
     algorithm: Literal["sgd", "adam"] = "sgd",
     batch_size: int = 128,
-    aux_weight: float = 0.3,
+    loss: HeadLoss | None = None,
+    main: int | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
     """He-initialise, then learn scales m of all parameter tensors W (GradInit's algorithm 1).
@@ -39,43 +50,44 @@ def gradinit_(
     Steps are Adam's, each scale's gradient clipped to +-grad_clip, and no scale falls below
     min_scale. Tensors that start at 0 stay there.
 
-    The loss is the training loss, main + aux_weight * auxiliary cross-entropies; the model returns
-    the logits of its heads as a list, the main one's last. images: (N, 3, height, width) normalised
-    floats, labels: (N,) int64, both sampled with replacement. Batch norm normalises by the batch
-    and its running statistics stay untouched.
+    loss: the training loss () of the logits of all heads, the main one's last, and of the labels,
+    in operations that can be differentiated twice; by default `default_loss`. main: the index of
+    the main logits in what the model returns, where `main_logits_last` does not know it. images:
+    (N, 3, height, width) normalised floats, labels: (N,) int64, both sampled with replacement.
+    Batch norm normalises by the batch and its running statistics stay untouched.
 
     Defaults are the reference code's (zhuchen03/gradinit), with gamma = 1 and the normalised
     gradient of its CIFAR recipes. For DenseNet-100 it takes 780 iterations at lr 1e-2 and batches
     of 64; for "adam" eta = 1e-3 and no bound (gamma = inf). An iteration is a forward and
     a backward pass, then another of both, or a backward pass through the backward pass.
 
-    Raises UserError if images and labels differ in number, or the gradient is not finite.
+    Raises UserError if images and labels differ in number, the gradient is not finite, or nothing
+    says which of the model's outputs is the main one.
     """
     if len(images) != len(labels) or len(images) == 0:
         raise UserError(
             f"gradinit got {len(images)} images and {len(labels)} labels: give as many, at least 1"
         )
-    he_(model, generator)
-    device = next(model.parameters()).device
+    network = unwrapped(model)
+    he_(network, generator)
+    device = next(network.parameters()).device
     images, labels = images.to(device), labels.to(device)
-    initial = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    initial = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     scales = torch.ones(len(initial), device=device, requires_grad=True)
+    head_loss = loss or default_loss
     # Separate moments: the two objectives' gradients differ in size by orders of magnitude.
     of_loss, of_norm = (torch.optim.Adam([scales], lr=lr) for _ in range(2))
 
     def loss_at(parameters: Parameters, index: Tensor) -> Tensor:
-        *aux, main = functional_call(model, parameters, (images[index],))
-        target = labels[index]
-        return F.cross_entropy(main, target) + sum(
-            aux_weight * F.cross_entropy(logits, target) for logits in aux
-        )
+        output = functional_call(network, parameters, (images[index],))
+        return head_loss(_main_last(network, output, main), labels[index])
 
-    with batch_statistics(model):
+    with full_precision(network), batch_statistics(network):
         for _ in range(iterations):
             index, index_ahead = _overlapping_batches(len(images), batch_size, generator, device)
             parameters = _scaled(initial, scales)
-            loss = loss_at(parameters, index)
-            gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+            here = loss_at(parameters, index)
+            gradients = torch.autograd.grad(here, list(parameters.values()), create_graph=True)
             norm = _norm(gradients, algorithm)
             if not norm.isfinite():
                 raise UserError(
@@ -92,10 +104,24 @@ def gradinit_(
             _descend(of_loss, scales, loss_at(stepped, index_ahead) / eta, grad_clip, min_scale)
     with torch.no_grad():
         for parameter, value in zip(
-            model.parameters(), _scaled(initial, scales).values(), strict=True
+            network.parameters(), _scaled(initial, scales).values(), strict=True
         ):
             parameter.copy_(value)
     return model
+
+
+def _main_last(model: nn.Module, output: Any, main: int | None) -> list[Tensor]:
+    if main is None:
+        logits = main_logits_last(model, output)
+        if logits is None:
+            raise UserError(
+                f"which output of {type(model).__name__} is the main one is not known: "
+                "pass main=, its index (0 for the first, -1 for the last)"
+            )
+        return logits
+    logits = list(output)
+    last = logits.pop(main)
+    return [*(value for value in logits if value is not None), last]
 
 
 def _scaled(initial: Parameters, scales: Tensor) -> Parameters:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lion_fast.errors import UserError
-from lion_fast.init.calibration import batch_statistics
+from lion_fast.init.calibration import batch_statistics, full_precision, unwrapped
 from lion_fast.init.lion_dg import lion_dg_
 from lion_fast.init.variance import WEIGHT_LAYERS, refill_
 
@@ -35,13 +35,14 @@ def lsuv_(
     goes through the layers in the order of execution, and each is rescaled and run again, at most
     `max_iterations` times, before the pass goes on. Its output is linear in its weight, so one
     correction does unless rounding intervenes. Batch norm normalises by the batch, as in training,
-    without touching its running statistics. A layer that runs twice is scaled at its first run; one
-    that does not run stays orthonormal.
+    without touching its running statistics; autocast is off meanwhile. A layer that runs twice is
+    scaled at its first run; one that does not run stays orthonormal.
 
     Raises UserError if a layer's output has no finite, positive variance on these images.
     """
-    refill_(model, nn.init.orthogonal_, generator)
-    device = next(model.parameters()).device
+    network = unwrapped(model)
+    refill_(network, nn.init.orthogonal_, generator)
+    device = next(network.parameters()).device
     scaled: set[str] = set()
 
     def rescale(name: str, layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -62,12 +63,12 @@ def lsuv_(
 
     hooks = [
         layer.register_forward_hook(partial(rescale, name))
-        for name, layer in model.named_modules()
+        for name, layer in network.named_modules()
         if isinstance(layer, WEIGHT_LAYERS)
     ]
     try:
-        with batch_statistics(model):
-            model(images[:num_samples].to(device))
+        with full_precision(network), batch_statistics(network):
+            network(images[:num_samples].to(device))
     finally:
         for hook in hooks:
             hook.remove()

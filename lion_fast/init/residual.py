@@ -9,13 +9,13 @@ main head that is zero, the mirror image of LION-DG: no wonder that the paper's 
 difference.
 """
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from lion_fast.errors import UserError
+from lion_fast.init.calibration import unwrapped
 from lion_fast.init.variance import he_
+from lion_fast.models import DeeplySupervised
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def fixup_(model: nn.Module, generator: torch.Generator | None = None) -> nn.Mod
         for layer in scaled:
             layer.weight.mul_(len(branches) ** (-1 / (2 * len(scaled))))
         last.weight.zero_()
-    main: Any = model.get_submodule("heads.main.linear")
+    main = _deeply_supervised(model).heads.main.linear
     main.weight.zero_()
     main.bias.zero_()
     return model
@@ -60,10 +60,14 @@ def rezero_(model: nn.Module, generator: torch.Generator | None = None) -> nn.Mo
 
 
 def _residual_branches(model: nn.Module) -> list[list[nn.Module]]:
-    branches = getattr(model, "residual_branches", None)
-    if branches is None:
+    return _deeply_supervised(model).residual_branches()
+
+
+def _deeply_supervised(model: nn.Module) -> DeeplySupervised:
+    network = unwrapped(model)
+    if not isinstance(network, DeeplySupervised):
         raise UserError(
-            f"{type(model).__name__} has no residual_branches(): "
-            "fixup and rezero serve densenet_ds and resnet_ds"
+            f"{type(network).__name__} is no DeeplySupervised network and has no "
+            "residual_branches(): fixup and rezero serve densenet_ds, resnet_ds and subclasses"
         )
-    return branches()
+    return network

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from lion_fast.init.calibration import check_materialised
+
 WEIGHT_LAYERS = (_ConvNd, nn.Linear)
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @torch.no_grad()
@@ -21,6 +23,7 @@ def refill_(
     model: nn.Module, fill: Callable[..., Tensor], generator: torch.Generator | None
 ) -> nn.Module:
     """Fill weights with `fill(tensor, generator=generator)`; biases 0, norms gamma 1 and beta 0."""
+    check_materialised(model)
     for layer in model.modules():
         if isinstance(layer, WEIGHT_LAYERS):
             # Contiguous, on the generator's device: the same weights whatever the model's
@@ -28,13 +31,15 @@ def refill_(
             device = layer.weight.device if generator is None else generator.device
             draw = torch.empty(layer.weight.shape, dtype=layer.weight.dtype, device=device)
             layer.weight.copy_(fill(draw, generator=generator))
-        elif isinstance(layer, _NORMS):
+        elif isinstance(layer, NORMS):
             if layer.weight is not None:
                 layer.weight.fill_(1)
         else:
             continue
         if layer.bias is not None:
             layer.bias.zero_()
+    # autocast would go on with its cast of the old weights.
+    torch.clear_autocast_cache()
     return model
 
 

@@ -47,17 +47,63 @@ class Heads(nn.Module):
 
 
 class DeeplySupervised(nn.Module):
-    """A backbone with taps and the heads that read them; a subclass defines `taps`.
+    """A backbone with taps, and the heads that read them: the base class of your own network.
 
-    A subclass calls `_attach_heads` when its backbone stands, so that the backbone's parameters
-    come first in `parameters()`. tap_channels: C_h of every tap, the main one's last.
+    A subclass builds its backbone, then calls `attach_heads` with the channels of its taps, and
+    defines `taps`. It then trains, initialises and exports like densenet_ds and resnet_ds:
+
+        import torch.nn.functional as F
+        from torch import nn
+        from lion_fast.models import DeeplySupervised
+
+
+        class Plain(DeeplySupervised):
+            '''Three convolutions with batch norm and a tap behind each.'''
+
+            def __init__(self, num_classes, width=16):
+                super().__init__()
+                widths = [width, 2 * width, 4 * width]
+                self.convolutions = nn.ModuleList(
+                    nn.Conv2d(below, above, 3, padding=1, bias=False)
+                    for below, above in zip([3, *widths], widths)
+                )
+                self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in widths)
+                self.attach_heads(widths, num_classes)
+
+            def taps(self, images):
+                maps, x = [], images
+                for convolution, norm in zip(self.convolutions, self.norms):
+                    x = F.relu(norm(convolution(x)))
+                    maps.append(x)
+                    x = F.max_pool2d(x, 2)
+                return maps
+
+
+        model = initialize_(Plain(num_classes=10), "lion_dg")
+        losses = model.loss(images, labels, 0.3)
+        losses.loss.backward()
+
+    The contract of `taps`: H maps (B, C_h, height_h, width_h) in forward order, the main head's
+    last, no head called on the way. Two more members may be overridden: `residual_branches`, which
+    fixup and rezero ask for, and `heads_in_path`.
+
+    Under DistributedDataParallel call the wrapper, `ddp(images, labels, aux_weight)`, never
+    `ddp.module.loss(...)`: only calls of the wrapper synchronise gradients.
     """
 
     heads: Heads
+    heads_in_path: bool = False
+    """Whether the backbone runs through the heads' weights, which LION-DG refuses elsewhere."""
     _main_mask: Tensor
     _aux_mask: Tensor
 
-    def _attach_heads(self, tap_channels: Sequence[int], num_classes: int) -> None:
+    def attach_heads(self, tap_channels: Sequence[int], num_classes: int) -> None:
+        """Add the heads: `self.heads.aux`, a ModuleList, and `self.heads.main`.
+
+        tap_channels: C_h of every tap, the main one's last. To be called last in `__init__`, so
+        that the backbone's parameters come first in `parameters()`. Raises UserError on fewer than
+        2 classes.
+        """
         if num_classes < 2:
             raise UserError(f"num_classes is {num_classes}: a classifier needs at least 2")
         self.heads = Heads(tap_channels, num_classes)
@@ -74,8 +120,18 @@ class DeeplySupervised(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the logits (B, K) of every head, the main head's last."""
+    def forward(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        aux_weight: float | Tensor = 0.3,
+        *,
+        label_smoothing: float = 0.0,
+        impl: Impl = "auto",
+    ) -> list[Tensor] | HeadLosses:
+        """Return the logits (B, K) of every head, the main head's last; given labels, `loss`."""
+        if labels is not None:
+            return self.loss(images, labels, aux_weight, label_smoothing=label_smoothing, impl=impl)
         taps = self.taps(images)
         return [head(tap) for head, tap in zip(self.heads, taps, strict=True)]
 

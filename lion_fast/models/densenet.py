@@ -3,11 +3,14 @@
 With the paper's k = 8 and 6 layers a block (channels at 10 classes; convolution weights without
 batch norm):
 
-    part            channels    convolution weights    tap stem 3x3        24             648 dense
-    block 1   24 + 48 = 72  19,008                auxiliary head 1 (720 weights) transition 1    36
-    2,592 dense block 2   36 + 48 = 84  24,192                auxiliary head 2 (840 weights)
-    transition 2    42             3,528 dense block 3   42 + 48 = 90  26,784                main
-    head, after batch norm and ReLU (900 weights) 76,752                81,678 parameters in all
+    part            channels    convolution weights    tap
+    stem 3x3        24             648
+    dense block 1   72          19,008                 auxiliary head 1 (720 weights)
+    transition 1    36           2,592
+    dense block 2   84          24,192                 auxiliary head 2 (840 weights)
+    transition 2    42           3,528
+    dense block 3   90          26,784                 main head, after batch norm and ReLU (900)
+    sum                         76,752                 81,678 parameters in all
 
 The paper (arXiv 2601.02105) contradicts itself here. Its text (k = 8, three blocks of 6 layers,
 "77K" parameters, heads of 2 %) and the head sizes of its table, 720 and 840, give the network
@@ -90,7 +93,7 @@ class DenseNetDS(DeeplySupervised):
             channels += block_layers * growth_rate
             tap_channels.append(channels)
         self.norm = nn.BatchNorm2d(channels)
-        self._attach_heads(tap_channels, num_classes)
+        self.attach_heads(tap_channels, num_classes)
 
     def taps(self, images: Tensor) -> list[Tensor]:
         """Return the raw outputs of blocks 1 and 2, and block 3's after batch norm and ReLU."""

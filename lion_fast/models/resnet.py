@@ -71,6 +71,7 @@ class ResNetDS(DeeplySupervised):
     def __init__(self, num_classes: int, placement: Placement, base_width: int) -> None:
         super().__init__()
         self.placement = placement
+        self.heads_in_path = placement == "residual"
         self.stem = nn.Conv2d(3, base_width, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(base_width)
         self.stages = nn.ModuleList()
@@ -80,7 +81,7 @@ class ResNetDS(DeeplySupervised):
             self.stages.append(
                 nn.Sequential(BasicBlock(below, width, stride), BasicBlock(width, width, 1))
             )
-        self._attach_heads(widths, num_classes)
+        self.attach_heads(widths, num_classes)
 
     def taps(self, images: Tensor) -> list[Tensor]:
         """Return the stages' outputs; for heads in the path, their last residuals instead."""

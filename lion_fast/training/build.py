@@ -8,6 +8,7 @@ from lion_fast.data.dataset import DataSet
 from lion_fast.data.plan import BatchPlan
 from lion_fast.init import METHODS, initialize_
 from lion_fast.models import DeeplySupervised, build_model
+from lion_fast.training.losses import LossOptions
 from lion_fast.training.resolve import Resolved
 
 
@@ -27,6 +28,7 @@ def build(
         images=calibration.images if calibration else None,
         labels=calibration.labels if calibration else None,
         generator=torch.Generator().manual_seed(config.seed),
+        loss=LossOptions.of(config).of_logits,
     )
     return model
 
