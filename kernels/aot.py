@@ -75,11 +75,7 @@ def compile_case(case: AotCase, capability: int) -> CompiledKernel:
     return triton.compile(
         ASTSource(case.kernel, signature, case.constexprs, attributes),
         target=GPUTarget("cuda", capability, 32),
-        options={
-            "num_warps": case.num_warps,
-            "num_stages": case.num_stages,
-            "enable_fp_fusion": case.fp_fusion,
-        },
+        options=case.options,
     )
 
 
