@@ -13,6 +13,7 @@ from .heads import (
     pooled_supervision_loss,
     pooled_supervision_loss_ref,
 )
+from .muon import muon_update_, muon_update_ref_
 
 __all__ = [
     "HeadLosses",
@@ -21,6 +22,8 @@ __all__ = [
     "augment_batch_ref",
     "deep_supervision_loss",
     "deep_supervision_loss_ref",
+    "muon_update_",
+    "muon_update_ref_",
     "pooled_supervision_loss",
     "pooled_supervision_loss_ref",
     "resolve_impl",
