@@ -6,7 +6,14 @@ distribution.
 
 from .augment import augment_batch, augment_batch_ref
 from .dispatch import Impl, resolve_impl
-from .heads import HeadLosses, deep_supervision_loss, deep_supervision_loss_ref
+from .heads import (
+    HeadLosses,
+    deep_supervision_loss,
+    deep_supervision_loss_ref,
+    pooled_supervision_loss,
+    pooled_supervision_loss_ref,
+)
+from .muon import muon_update_, muon_update_ref_
 
 __all__ = [
     "HeadLosses",
@@ -15,5 +22,9 @@ __all__ = [
     "augment_batch_ref",
     "deep_supervision_loss",
     "deep_supervision_loss_ref",
+    "muon_update_",
+    "muon_update_ref_",
+    "pooled_supervision_loss",
+    "pooled_supervision_loss_ref",
     "resolve_impl",
 ]

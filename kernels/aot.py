@@ -29,8 +29,9 @@ from triton.errors import TritonError
 from .aot_case import AotCase
 from .augment import AOT_CASES as _AUGMENT_CASES
 from .heads.aot import AOT_CASES as _HEADS_CASES
+from .muon.launch import AOT_CASES as _MUON_CASES
 
-CASES: list[AotCase] = [*_HEADS_CASES, *_AUGMENT_CASES]
+CASES: list[AotCase] = [*_HEADS_CASES, *_AUGMENT_CASES, *_MUON_CASES]
 CAPABILITIES = (70, 75, 80, 90, 100)
 
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
@@ -75,11 +76,7 @@ def compile_case(case: AotCase, capability: int) -> CompiledKernel:
     return triton.compile(
         ASTSource(case.kernel, signature, case.constexprs, attributes),
         target=GPUTarget("cuda", capability, 32),
-        options={
-            "num_warps": case.num_warps,
-            "num_stages": case.num_stages,
-            "enable_fp_fusion": case.fp_fusion,
-        },
+        options=case.options,
     )
 
 

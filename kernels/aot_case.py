@@ -11,13 +11,14 @@ _TRITON_TYPES = {
     torch.float32: "fp32",
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
+    torch.uint8: "u8",
     torch.int32: "i32",
     torch.int64: "i64",
 }
 
 
 class AotCase(NamedTuple):
-    """One specialisation that the package ships. Each op module lists its own."""
+    """One specialisation that the package ships. Each op lists its own."""
 
     name: str
     """unique, readable: op, kernel, dtype, layout"""
@@ -26,13 +27,11 @@ class AotCase(NamedTuple):
     signature: dict[str, Any]
     """argument name -> Triton type ("*bf16", "i32", "fp32"), or a tuple of them"""
     constexprs: dict[str, Any]
-    """constexpr argument name -> value"""
-    num_warps: int
-    num_stages: int = 1
+    """argument name -> value, of constexpr arguments and of those that are None"""
+    options: dict[str, Any]
+    """`Launch.options`"""
     aligned: tuple[str, ...] = ()
     """arguments that are multiples of 16 at run time, as Triton's launcher would find them"""
-    fp_fusion: bool = True
-    """whether products and sums may be fused into one rounding"""
     min_capability: int = 70
     """first sm_NN that the case is for: 80 for bf16"""
 
@@ -40,13 +39,15 @@ class AotCase(NamedTuple):
 def case_of(name: str, launch: Launch) -> AotCase:
     """Return what Triton's launcher would compile for `launch`.
 
-    Every tensor is taken to start at a multiple of 16 bytes; it may be on the meta device.
+    Every tensor is taken to start at a multiple of 16 bytes; it may be on the meta device. Integers
+    are not specialised, so a kernel lists those it takes under `do_not_specialize`.
     """
     # Read from the function under @triton.jit, which is there in the interpreter too.
+    annotations = inspect.get_annotations(launch.kernel.fn)
     constexprs = {
-        argument: launch.args[argument]
-        for argument, annotation in inspect.get_annotations(launch.kernel.fn).items()
-        if "constexpr" in str(annotation)
+        key: value
+        for key, value in launch.args.items()
+        if value is None or "constexpr" in str(annotations.get(key))
     }
     runtime = {key: value for key, value in launch.args.items() if key not in constexprs}
     tensors = [
@@ -60,7 +61,7 @@ def case_of(name: str, launch: Launch) -> AotCase:
         launch.kernel,
         {key: _type_of(value) for key, value in runtime.items()},
         constexprs,
-        launch.num_warps,
+        launch.options,
         aligned=tuple(key for key, value in runtime.items() if not isinstance(value, int | float)),
         min_capability=80 if any(t.dtype == torch.bfloat16 for t in tensors) else 70,
     )

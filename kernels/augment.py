@@ -19,14 +19,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .aot_case import AotCase
+from .aot_case import AotCase, case_of
 from .dispatch import Impl, resolve_impl
+from .launch import Launch
 
 # Not tuned: no GPU has run bench/bench_augment.py yet.
 _MAX_BLOCK = 1024
 _NUM_WARPS = 4
 
-_TRITON_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def augment_batch_ref(
@@ -196,6 +197,37 @@ def _empty_batch(
     return batch, torch.empty(batch_size, dtype=labels.dtype, device=labels.device)
 
 
+def _augment_launch(
+    batch: Tensor,
+    batch_labels: Tensor,
+    images: Tensor,
+    labels: Tensor,
+    indices: Tensor,
+    flips: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crops: Tensor | None,
+    padding: int,
+    step: Tensor | None,
+) -> Launch:
+    """Return the launch that fills `batch` and `batch_labels`."""
+    num_images, height, width, channels = images.shape
+    size = height * width * channels
+    block = min(_MAX_BLOCK, triton.next_power_of_2(size))
+    args = {
+        "images": images, "labels": labels, "indices": indices, "flips": flips.view(torch.uint8),
+        "crops": crops, "step": step, "images_out": batch, "labels_out": batch_labels,
+        "num_images": num_images, "num_steps": len(indices),
+        **dict(zip(("mean_r", "mean_g", "mean_b"), map(float, mean), strict=True)),
+        **dict(zip(("std_r", "std_g", "std_b"), map(float, std), strict=True)),
+        "HEIGHT": height, "WIDTH": width, "PADDING": padding,
+        "CHANNELS_LAST": batch.stride(1) == 1, "BLOCK": block,
+    }  # fmt: skip
+    grid = (len(batch) * triton.cdiv(size, block),)
+    # A fused multiply-add would round once where torchvision and the reference round twice.
+    return Launch(_augment_batch_kernel, grid, args, _NUM_WARPS, fp_fusion=False)
+
+
 @torch.library.custom_op("lion_fast::augment_batch", mutates_args=())
 def _augment_batch_op(
     images: Tensor,
@@ -211,32 +243,9 @@ def _augment_batch_op(
     channels_last: bool,
 ) -> tuple[Tensor, Tensor]:
     batch, batch_labels = _empty_batch(images, labels, indices, out_dtype, channels_last)
-    num_images, height, width, channels = images.shape
-    size = height * width * channels
-    block = min(_MAX_BLOCK, triton.next_power_of_2(size))
-    with torch.cuda.device_of(images):
-        _augment_batch_kernel[(len(batch) * triton.cdiv(size, block),)](
-            images,
-            labels,
-            indices,
-            flips.view(torch.uint8),
-            crops,
-            step,
-            batch,
-            batch_labels,
-            num_images,
-            len(indices),
-            *mean,
-            *std,
-            HEIGHT=height,
-            WIDTH=width,
-            PADDING=padding,
-            CHANNELS_LAST=channels_last,
-            BLOCK=block,
-            num_warps=_NUM_WARPS,
-            # A fused multiply-add would round once where torchvision and the reference round twice.
-            enable_fp_fusion=False,
-        )
+    _augment_launch(
+        batch, batch_labels, images, labels, indices, flips, mean, std, crops, padding, step
+    ).run(device_of=images)
     return batch, batch_labels
 
 
@@ -349,48 +358,26 @@ def _check(
         raise ValueError(f"mean {mean} and std {std} must be three floats each, std not zero")
     if padding < 0 or (padding and crops is None):
         raise ValueError(f"padding is {padding}: give crops with it, and at least 0")
-    if out_dtype not in _TRITON_TYPES:
-        raise ValueError(
-            f"out_dtype is {out_dtype}: take one of {', '.join(map(str, _TRITON_TYPES))}"
-        )
+    if out_dtype not in _NAMES:
+        raise ValueError(f"out_dtype is {out_dtype}: take one of {', '.join(map(str, _NAMES))}")
 
 
 def _aot_case(dtype: torch.dtype, channels_last: bool) -> AotCase:
     """Return the kernel with everything on: step counter, crops and flips, at 32x32."""
-    kind = _TRITON_TYPES[dtype]
-    pointers = {
-        "images": "*u8",
-        "labels": "*i64",
-        "indices": "*i32",
-        "flips": "*u8",
-        "crops": "*i32",
-        "step": "*i64",
-        "images_out": f"*{kind}",
-        "labels_out": "*i64",
-    }
-    statistics = ("mean_r", "mean_g", "mean_b", "std_r", "std_g", "std_b")
-    return AotCase(
-        name=f"augment_batch {kind} {'channels_last' if channels_last else 'contiguous'}",
-        kernel=_augment_batch_kernel,
-        signature={
-            **pointers,
-            **dict.fromkeys(("num_images", "num_steps"), "i32"),
-            **dict.fromkeys(statistics, "fp32"),
-        },
-        constexprs={
-            "HEIGHT": 32,
-            "WIDTH": 32,
-            "PADDING": 4,
-            "CHANNELS_LAST": channels_last,
-            "BLOCK": _MAX_BLOCK,
-        },
-        num_warps=_NUM_WARPS,
-        aligned=tuple(pointers),
-        fp_fusion=False,
-        min_capability=80 if dtype == torch.bfloat16 else 70,
+
+    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    images, labels = empty(50_000, 32, 32, 3, dtype=torch.uint8), empty(50_000, dtype=torch.int64)
+    indices, flips, crops = empty(390, 128), empty(390, 128, dtype=torch.bool), empty(390, 128, 2)
+    step = empty(dtype=torch.int64)
+    batch, batch_labels = _empty_batch(images, labels, indices, dtype, channels_last)
+    ones = (1.0, 1.0, 1.0)
+    launch = _augment_launch(
+        batch, batch_labels, images, labels, indices, flips, ones, ones, crops, 4, step
     )
+    memory = "channels_last" if channels_last else "contiguous"
+    return case_of(f"augment_batch {_NAMES[dtype]} {memory}", launch)
 
 
-AOT_CASES = [
-    _aot_case(dtype, channels_last) for dtype in _TRITON_TYPES for channels_last in (True, False)
-]
+AOT_CASES = [_aot_case(dtype, channels_last) for dtype in _NAMES for channels_last in (True, False)]

@@ -13,10 +13,23 @@ class Launch(NamedTuple):
     """the `@triton.jit` function"""
     grid: tuple[int, ...]
     args: dict[str, Any]
-    """argument name -> tensor, number, constexpr value, or a tuple of them"""
+    """argument name -> tensor, number, constexpr value, None, or a tuple of them"""
     num_warps: int
+    num_stages: int = 3
+    """stages of a pipelined loop; 3 is Triton's own default"""
+    fp_fusion: bool = True
+    """whether products and sums may be fused into one rounding"""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the compiler is told, when the kernel runs and when it is compiled beforehand."""
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": self.fp_fusion,
+        }
 
     def run(self, device_of: Tensor) -> None:
         """Enqueue the kernel on the current stream of the device that holds `device_of`."""
         with torch.cuda.device_of(device_of):
-            self.kernel[self.grid](**self.args, num_warps=self.num_warps)
+            self.kernel[self.grid](**self.args, **self.options)

@@ -6,8 +6,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from lion_fast.kernels.aot import CAPABILITIES, CASES
+from lion_fast.kernels.aot_case import case_of
+from lion_fast.kernels.launch import Launch
 
 
 def run_python(*arguments, **environment):
@@ -33,8 +36,74 @@ def test_every_op_lists_cases_in_every_dtype_and_layout():
                 assert any(
                     name.startswith(op) and dtype in name and layout in name for name in names
                 )
+    assert any(name.startswith("heads classify 3 pooled fp32") for name in names)
+    assert any(name.startswith("heads backward 1 taps") for name in names)
     for num_classes in (10, 100):
         assert any(f"heads classify 3 taps channels_last K {num_classes} " in n for n in names)
+
+
+def test_a_case_compiles_with_the_options_its_launch_runs_with():
+    launched = {}
+
+    class Kernel:
+        fn = staticmethod(lambda x, N: None)
+
+        def __class_getitem__(cls, grid):
+            return lambda x, N, **options: launched.update(options)
+
+    launch = Launch(Kernel, (1,), {"x": torch.zeros(1), "N": 4}, 8, num_stages=2, fp_fusion=False)
+    launch.run(device_of=launch.args["x"])
+    assert case_of("", launch).options == launched
+    assert launched == {"num_warps": 8, "num_stages": 2, "enable_fp_fusion": False}
+
+
+def test_an_argument_that_is_none_is_compiled_as_a_constant():
+    class Kernel:
+        fn = staticmethod(lambda x, crops, N: None)
+
+    case = case_of("", Launch(Kernel, (1,), {"x": torch.zeros(1), "crops": None, "N": 4}, 4))
+    assert case.constexprs == {"crops": None} and case.signature == {"x": "*fp32", "N": "i32"}
+
+
+UNSPECIALISED = """
+import inspect
+from lion_fast.kernels.aot import CASES
+for case in CASES:
+    free = {case.kernel.params[i].name for i in range(len(case.kernel.params))
+            if case.kernel.params[i].do_not_specialize}
+    whole = {name for name, kind in case.signature.items() if kind in ("i32", "i64")}
+    assert whole <= free, (case.name, whole - free)
+"""
+
+
+def test_no_integer_argument_is_specialised_on_the_value_one_or_a_multiple_of_sixteen():
+    finished = run_python("-c", UNSPECIALISED)
+    assert finished.returncode == 0, finished.stderr
+
+
+VISIBLE = """
+from lion_fast.kernels.aot import CAPABILITIES, CASES, compile_case
+for case in CASES:
+    if case.name.startswith(("heads classify 3 taps contiguous K 10 fp32 B 128",
+                             "heads classify 3 pooled fp32 K 10 fp32")):
+        for capability in CAPABILITIES:
+            ptx = compile_case(case, capability).asm["ptx"]
+            lines = [line.strip() for line in ptx.splitlines()]
+            (count,) = [i for i, line in enumerate(lines) if "atom.global" in line]
+            assert "atom.global.gpu.acq_rel.add.u32" in lines[count], lines[count]
+            stores = [i for i, line in enumerate(lines) if "st.global" in line and i < count]
+            barriers = [i for i, line in enumerate(lines) if line.startswith("bar.sync")]
+            assert any(stores[-1] < i < count for i in barriers)
+            reads = [i for i, line in enumerate(lines) if "ld.global.cg" in line]
+            assert reads and any(count < i < reads[0] for i in barriers)
+            print("checked", capability)
+"""
+
+
+def test_partial_sums_are_ordered_before_the_count_and_read_past_the_l1_cache():
+    finished = run_python("-c", VISIBLE)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("checked") == 2 * len(CAPABILITIES)
 
 
 def test_pool_kernels_compile_for_every_target_without_spills_or_tensor_cores():
@@ -80,7 +149,7 @@ def broken(x, out, N: tl.constexpr):
 if __name__ == "__main__":
     for kernel, n in ((spilling, 16384), (multiplying, 64), (broken, 1)):
         types = {"x": "*fp16" if kernel is multiplying else "*fp32", "out": "*fp32"}
-        result = report(AotCase(kernel.__name__, kernel, types, {"N": n}, num_warps=1), 90)
+        result = report(AotCase(kernel.__name__, kernel, types, {"N": n}, {"num_warps": 1}), 90)
         print(result.failed, result.spilled_bytes > 0, result.tensor_core > 0, bool(result.error))
 """
 

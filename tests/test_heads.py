@@ -1,3 +1,6 @@
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -196,26 +199,74 @@ def test_rejects_label_smoothing_out_of_range(impl, label_smoothing):
         make_inputs(2, 3, [(2, 2, 2)]).loss(impl, label_smoothing)
 
 
-def test_names_the_input_that_does_not_fit():
+LOSSES = {
+    "kernels": partial(deep_supervision_loss, impl="triton"),
+    "cpu": partial(deep_supervision_loss, impl="torch"),
+    "reference": deep_supervision_loss_ref,
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_every_path_refuses_the_same_inputs_and_names_the_one_that_does_not_fit(loss):
     inputs = make_inputs(3, 5, [(4, 2, 2), (6, 2, 2)])
 
     def error(**changed):
-        arguments = {**vars(inputs), **changed}
         with pytest.raises(ValueError) as caught:
-            deep_supervision_loss(**arguments, impl="triton")
-        return str(caught.value)
+            loss(**{**vars(inputs), **changed})
+        (line,) = str(caught.value).splitlines()
+        return line
 
     features, weights, biases = inputs.features, inputs.weights, inputs.biases
-    assert "2 features, 1 weights" in error(weights=weights[:1])
+    scales, target = inputs.loss_weights, inputs.target
+    assert "2 features, 1 weights, 2 biases" in error(weights=weights[:1])
+    assert "2 features, 2 weights, 1 biases" in error(biases=biases[:1])
     assert "features is empty" in error(features=[])
+    assert "features is a Tensor: give a list" in error(features=features[0])
+    assert "biases is a NoneType: give a list" in error(biases=None)
     assert "weights[1] is (5, 4)" in error(weights=[weights[0], weights[0]])
+    assert "weights[1] is (4, 6)" in error(weights=[weights[0], weights[1][:4]])
+    assert "weights[1] is a list: give a tensor" in error(weights=[weights[0], [1.0]])
+    assert "torch.int64 on" in error(weights=[w.long() for w in weights])
+    assert "torch.float64 on" in error(weights=[w.double() for w in weights])
     assert "biases[1] is (4,)" in error(biases=[biases[0], biases[1][:4]])
+    assert "biases[1] is (5,) torch.float16" in error(biases=[biases[0], biases[1].half()])
     assert "features[1] is (2, 6, 2, 2)" in error(features=[features[0], features[1][:2]])
     assert "features[0] is (3, 4, 2)" in error(features=[features[0][..., 0], features[1]])
+    assert "features[1] is (3, 6): give (B, C, h" in error(
+        features=[features[0], features[1].mean((2, 3))]
+    )
+    assert "features[0] is (3, 4, 0, 2)" in error(features=[features[0][:, :, :0], features[1]])
     assert "features[1] is" in error(features=[features[0], features[1].half()])
-    assert "torch.int32" in error(target=inputs.target.int())
-    assert "target is empty" in error(features=[f[:0] for f in features], target=inputs.target[:0])
-    assert "take impl='torch'" in error(biases=[torch.zeros(5000, device=DEVICE)] * 2)
+    assert "torch.int32" in error(target=target.int())
+    assert "target is (3, 1)" in error(target=target[:, None])
+    assert "target is a list" in error(target=[0, 1, 2])
+    assert "target is empty" in error(features=[f[:0] for f in features], target=target[:0])
+    assert "loss_weights is (2, 1)" in error(loss_weights=scales[:, None])
+    assert "loss_weights is (3,)" in error(loss_weights=torch.ones(3, device=DEVICE))
+    assert "loss_weights is a list: give a tensor" in error(loss_weights=[0.3, 1.0])
+    assert "on meta" in error(loss_weights=scales.to("meta"))
+
+
+def test_more_classes_than_a_program_holds_are_left_to_the_reference():
+    inputs = make_inputs(1, 4097, [(1, 1, 1)])
+    with pytest.raises(ValueError, match="4097 classes .*take impl='torch'"):
+        inputs.loss("triton")
+    assert inputs.loss("torch").loss.isfinite()
+
+
+@pytest.mark.parametrize("impl", ["torch", "triton"])
+def test_a_head_without_a_bias_is_one_with_a_bias_of_zero(impl):
+    inputs = make_inputs(3, 5, THREE_HEADS)
+    inputs.biases[1] = torch.zeros(5, device=DEVICE, requires_grad=True)
+    expected = outputs_and_gradients(inputs, impl)
+    without = replace(inputs, biases=[inputs.biases[0], None, inputs.biases[2]])
+    loss = without.loss(impl)
+    assert torch.equal(loss.loss, expected["loss"])
+    loss.loss.backward()
+    for h in range(3):
+        assert torch.equal(without.features[h].grad, expected[f"d_tap[{h}]"])
+        assert torch.equal(without.weights[h].grad, expected[f"d_weight[{h}]"])
+    assert torch.equal(without.biases[2].grad, expected["d_bias[2]"])
 
 
 def test_reference_passes_gradcheck():

@@ -120,7 +120,7 @@ def test_launching_runs_no_pytorch_operator_but_allocations(memory_format):
     inputs = make_inputs(3, 5, THREE_HEADS)
     inputs = inputs.map_features(lambda f: f.contiguous(memory_format=memory_format))
     with torch.no_grad(), Recorder() as recorder:
-        out = empty_forward(inputs.features, inputs.biases, inputs.target)
+        out = empty_forward(inputs.weights, inputs.target)
         forward_launches(out, **vars(inputs), label_smoothing=0.0)
     assert set(recorder.names) == {"aten::empty"}
 

@@ -33,7 +33,7 @@ def _cases(
         empty(batch_size, dtype=torch.int64),
         empty(len(taps), dtype=torch.float32),
     )
-    out = empty_forward(features, biases, target)
+    out = empty_forward(weights, target)
     pool, classify = forward_launches(out, features, weights, biases, target, loss_weights, 0.0)
     needs_linear = [True] * len(taps)
     grads = empty_gradients(
@@ -51,6 +51,28 @@ def _cases(
     )
 
 
+def _pooled_case(
+    channels: tuple[int, ...], dtype: torch.dtype, num_classes: int, linear_dtype: torch.dtype
+) -> AotCase:
+    """Return the one forward launch of pooled_supervision_loss, columns of one buffer, B 128."""
+    buffer = torch.empty((128, sum(channels)), dtype=dtype, device="meta")
+    weights = [buffer.new_empty((num_classes, c), dtype=linear_dtype) for c in channels]
+    biases = [weight.new_empty(num_classes) for weight in weights]
+    target = buffer.new_empty(128, dtype=torch.int64)
+    loss_weights = buffer.new_empty(len(channels), dtype=torch.float32)
+    (classify,) = forward_launches(
+        empty_forward(weights, target),
+        buffer.split(channels, 1),
+        weights,
+        biases,
+        target,
+        loss_weights,
+        0.0,
+    )
+    pooled, linear = _NAMES[dtype], f"K {num_classes} {_NAMES[linear_dtype]}"
+    return case_of(f"heads classify {len(channels)} pooled {pooled} {linear} B 128", classify)
+
+
 def _shipped() -> list[AotCase]:
     """Return every dtype and layout once, and the blocks that class count and batch size select."""
     fp32, fp16, bf16 = torch.float32, torch.float16, torch.bfloat16
@@ -64,8 +86,16 @@ def _shipped() -> list[AotCase]:
         (DENSENET_TAPS, fp32, False, 1000, 128, fp32),
         (RESNET_TAPS, fp16, True, 10, 128, fp32),
         (RESNET_TAPS, bf16, False, 10, 512, fp32),
+        (DENSENET_TAPS[-1:], fp32, True, 10, 128, fp32),  # Triton's tuples of one element
     ]
     cases = [case for setting in settings for case in _cases(*setting)]
+    densenet, resnet = (tuple(tap[0] for tap in taps) for taps in (DENSENET_TAPS, RESNET_TAPS))
+    cases += [
+        _pooled_case(densenet, fp32, 10, fp32),
+        _pooled_case(densenet, fp32, 100, fp32),
+        _pooled_case(densenet, bf16, 10, bf16),
+        _pooled_case(resnet, fp32, 10, fp32),
+    ]
     return list({case.name: case for case in cases}.values())
 
 

@@ -1,6 +1,7 @@
 """The three kernels of deep_supervision_loss. `launch.py` configures and launches them.
 
-Forward: `pool` reads every tap once, `classify` does the rest on (B, C) and (B, K) values.
+Forward: `pool` reads every tap once, `classify` does the rest on (B, C) and (B, K) values; where
+the caller has pooled, `classify` is all.
 Backward: one launch makes every weight and bias gradient and the (B, C) gradient that the taps
 share over their positions.
 
@@ -59,29 +60,36 @@ def _deep_supervision_loss_pool_kernel(
 
 @triton.jit(do_not_specialize=["num_images", "num_blocks"])
 def _deep_supervision_loss_classify_kernel(
-    sums, weights, biases, target, loss_weights, label_smoothing,
+    sources, weights, biases, target, loss_weights, label_smoothing,
     loss, per_head, correct, d_logits, pooled, d_pooled,
     loss_sums, hits, arrivals, num_images, num_blocks,
     H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, P: tl.constexpr,
-    FIRST: tl.constexpr, N: tl.constexpr, SPLITS: tl.constexpr, BLOCK_S: tl.constexpr,
+    FIRST: tl.constexpr, N: tl.constexpr, SPLITS: tl.constexpr,
+    COLUMN: tl.constexpr, STRIDE: tl.constexpr, BLOCK_S: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_REDUCE: tl.constexpr,
 ):  # fmt: skip
-    """Take a block of images of one head from sums to d_logits and d_pooled.
+    """Take a block of images of one head from its source to d_logits and d_pooled.
 
+    A head's source is what `pool` left, SPLITS partial sums of (B, N) that start at COLUMN = FIRST,
+    or the caller's pooled features: one split, one position, rows STRIDE apart.
     Grid: (block of images, head). The program that arrives last adds up everyone's losses and hits.
     """
     block = tl.program_id(0)
     head = tl.program_id(1)
     # Selected, not branched over: one body serves every head, so code does not grow with H.
-    weight, bias = weights[0], biases[0]
+    source, weight, bias = sources[0], weights[0], biases[0]
     channels, positions, first, splits = C[0], P[0], FIRST[0], SPLITS[0]
+    column, stride = COLUMN[0], STRIDE[0]
     for h in tl.static_range(1, H):
+        source = tl.where(head == h, sources[h], source)
         weight = tl.where(head == h, weights[h], weight)
         bias = tl.where(head == h, biases[h], bias)
         channels = tl.where(head == h, C[h], channels)
         positions = tl.where(head == h, P[h], positions)
         first = tl.where(head == h, FIRST[h], first)
         splits = tl.where(head == h, SPLITS[h], splits)
+        column = tl.where(head == h, COLUMN[h], column)
+        stride = tl.where(head == h, STRIDE[h], stride)
 
     b = block * BLOCK_B + tl.arange(0, BLOCK_B)
     k = tl.arange(0, BLOCK_K)
@@ -96,11 +104,11 @@ def _deep_supervision_loss_classify_kernel(
     for start in range(0, channels, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)
         in_row = in_batch[:, None] & (c < channels)[None, :]
-        cell = row[:, None] * N + first + c[None, :]
-        parts = sums + split[:, None, None] * num_images * N + cell[None, :, :]
+        read = row[:, None] * stride + column + c[None, :]
+        parts = source + split[:, None, None] * num_images * N + read[None, :, :]
         in_parts = (split < splits)[:, None, None] & in_row[None, :, :]
-        x = tl.sum(tl.load(parts, mask=in_parts, other=0.0), 0) / positions
-        tl.store(pooled + cell, x, mask=in_row)
+        x = tl.sum(tl.load(parts, mask=in_parts, other=0.0).to(tl.float32), 0) / positions
+        tl.store(pooled + row[:, None] * N + first + c[None, :], x, mask=in_row)
         in_weight = in_classes[:, None] & (c < channels)[None, :]
         w = tl.load(weight + k[:, None] * channels + c[None, :], mask=in_weight, other=0.0)
         products += x[:, None, :] * w.to(tl.float32)[None, :, :]

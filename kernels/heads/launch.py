@@ -116,12 +116,10 @@ def _first_columns(channels: Sequence[int]) -> tuple[int, ...]:
     return tuple(sum(channels[:h]) for h in range(len(channels)))
 
 
-def empty_forward(
-    features: Sequence[Tensor], biases: Sequence[Tensor], target: Tensor
-) -> HeadsForward:
+def empty_forward(weights: Sequence[Tensor], target: Tensor) -> HeadsForward:
     """Allocate what the forward writes."""
-    num_heads, num_images, num_classes = len(features), target.shape[0], biases[0].shape[0]
-    total = sum(tap.shape[1] for tap in features)
+    num_heads, num_images, num_classes = len(weights), target.shape[0], weights[0].shape[0]
+    total = sum(weight.shape[1] for weight in weights)
     new = functools.partial(torch.empty, dtype=torch.float32, device=target.device)
     return HeadsForward(
         loss=new(()),
@@ -133,6 +131,16 @@ def empty_forward(
     )
 
 
+class _Sources(NamedTuple):
+    """Where `classify` finds each head's pooled features, times `positions`, in `splits` parts."""
+
+    tensors: tuple[Tensor, ...]
+    columns: tuple[int, ...]
+    strides: tuple[int, ...]
+    positions: tuple[int, ...]
+    splits: tuple[int, ...]
+
+
 def forward_launches(
     out: HeadsForward,
     features: Sequence[Tensor],
@@ -141,60 +149,86 @@ def forward_launches(
     target: Tensor,
     loss_weights: Tensor,
     label_smoothing: float,
-) -> tuple[Launch, Launch]:
-    """Return the two launches that fill `out`."""
-    num_heads, num_images, num_classes = out.d_logits.shape
+) -> list[Launch]:
+    """Return the launches that fill `out`: pool and classify for maps, classify for pooled ones."""
+    arguments = weights, biases, target, loss_weights, label_smoothing
+    if features[0].ndim == 2:
+        rows = [f if f.stride(1) == 1 else f.contiguous() for f in features]
+        ones = (1,) * len(rows)
+        sources = _Sources(
+            tuple(rows), (0,) * len(rows), tuple(row.stride(0) for row in rows), ones, ones
+        )
+        arrivals = torch.zeros(1, dtype=torch.int32, device=target.device)
+        return [_classify_launch(out, sources, arrivals, *arguments)]
+    sums, arrivals, pool = _pool_launch(out, features)
+    num_heads, columns = len(features), pool.args["FIRST"]
+    strides = (out.pooled.shape[1],) * num_heads
+    sources = _Sources((sums,) * num_heads, columns, strides, pool.args["P"], pool.args["SPLITS"])
+    return [pool, _classify_launch(out, sources, arrivals, *arguments)]
+
+
+def _pool_launch(out: HeadsForward, features: Sequence[Tensor]) -> tuple[Tensor, Tensor, Launch]:
+    """Return partial sums (S, B, N), the counter that is cleared with them, and their launch."""
+    num_images = out.pooled.shape[0]
     channels = tuple(tap.shape[1] for tap in features)
     positions = tuple(tap.shape[2] * tap.shape[3] for tap in features)
     taps, strides = zip(*map(_rows_and_positions, features), strict=True)
-    pool = [_pool_config(p, s[1] < s[2]) for p, s in zip(positions, strides, strict=True)]
-    splits = tuple(config.splits for config in pool)
+    configs = [_pool_config(p, s[1] < s[2]) for p, s in zip(positions, strides, strict=True)]
+    splits = tuple(config.splits for config in configs)
     tiles = [
         triton.cdiv(num_images * c, config.block_r) * config.splits
-        for c, config in zip(channels, pool, strict=True)
+        for c, config in zip(channels, configs, strict=True)
     ]
+    sums = out.pooled.new_empty((max(splits), *out.pooled.shape))
+    arrivals = out.correct.new_empty(1)
+    args = {
+        "taps": taps, "sums": sums, "arrivals": arrivals,
+        "num_images": num_images, "H": len(taps), "C": channels, "P": positions,
+        "FIRST": _first_columns(channels), "N": sum(channels),
+        "STRIDE_B": tuple(s[0] for s in strides), "STRIDE_C": tuple(s[1] for s in strides),
+        "STRIDE_P": tuple(s[2] for s in strides),
+        "BLOCK_R": tuple(config.block_r for config in configs),
+        "BLOCK_P": tuple(config.block_p for config in configs),
+        "STEPS": tuple(config.steps for config in configs), "SPLITS": splits,
+    }  # fmt: skip
+    launch = Launch(_deep_supervision_loss_pool_kernel, (sum(tiles),), args, _POOL_WARPS)
+    return sums, arrivals, launch
 
+
+def _classify_launch(
+    out: HeadsForward,
+    sources: _Sources,
+    arrivals: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    target: Tensor,
+    loss_weights: Tensor,
+    label_smoothing: float,
+) -> Launch:
+    num_heads, num_images, num_classes = out.d_logits.shape
+    channels = tuple(weight.shape[1] for weight in weights)
     block_k = triton.next_power_of_2(num_classes)
     block_b = min(triton.next_power_of_2(num_images) // 64, _CLASSIFY_MAX_IMAGES)
     block_b = max(1, min(block_b, 1024 // block_k))
     block_c = max(1, _CLASSIFY_TILE // (block_b * block_k))
     block_c = min(block_c, triton.next_power_of_2(max(channels)))
     num_blocks = triton.cdiv(num_images, block_b)
-
-    new = functools.partial(torch.empty, dtype=torch.float32, device=target.device)
-    sums = new((max(splits), *out.pooled.shape))
-    arrivals = new(1, dtype=torch.int32)
-    shared = {
-        "num_images": num_images, "H": num_heads, "C": channels, "P": positions,
-        "FIRST": _first_columns(channels), "N": sum(channels), "SPLITS": splits,
-    }  # fmt: skip
-    pool_args = {
-        "taps": taps, "sums": sums, "arrivals": arrivals,
-        "STRIDE_B": tuple(s[0] for s in strides), "STRIDE_C": tuple(s[1] for s in strides),
-        "STRIDE_P": tuple(s[2] for s in strides),
-        "BLOCK_R": tuple(config.block_r for config in pool),
-        "BLOCK_P": tuple(config.block_p for config in pool),
-        "STEPS": tuple(config.steps for config in pool),
-    }  # fmt: skip
-    classify_args = {
-        "sums": sums, "weights": tuple(weight.contiguous() for weight in weights),
+    args = {
+        "sources": sources.tensors, "weights": tuple(weight.contiguous() for weight in weights),
         "biases": tuple(bias.contiguous() for bias in biases), "target": target.contiguous(),
         "loss_weights": loss_weights.contiguous(), "label_smoothing": label_smoothing,
-        **out._asdict(), "loss_sums": new((num_heads, num_blocks)),
-        "hits": new((num_heads, num_blocks), dtype=torch.int32), "arrivals": arrivals,
-        "num_blocks": num_blocks, "K": num_classes, "BLOCK_S": triton.next_power_of_2(max(splits)),
+        **out._asdict(), "loss_sums": out.loss.new_empty((num_heads, num_blocks)),
+        "hits": out.correct.new_empty((num_heads, num_blocks)), "arrivals": arrivals,
+        "num_images": num_images, "num_blocks": num_blocks,
+        "H": num_heads, "K": num_classes, "C": channels, "P": sources.positions,
+        "FIRST": _first_columns(channels), "N": sum(channels), "SPLITS": sources.splits,
+        "COLUMN": sources.columns, "STRIDE": sources.strides,
+        "BLOCK_S": triton.next_power_of_2(max(sources.splits)),
         "BLOCK_B": block_b, "BLOCK_K": block_k, "BLOCK_C": block_c,
         "BLOCK_REDUCE": _CLASSIFY_REDUCE,
     }  # fmt: skip
-    return (
-        Launch(_deep_supervision_loss_pool_kernel, (sum(tiles),), shared | pool_args, _POOL_WARPS),
-        Launch(
-            _deep_supervision_loss_classify_kernel,
-            (num_blocks, num_heads),
-            shared | classify_args,
-            _CLASSIFY_WARPS,
-        ),
-    )
+    grid = (num_blocks, num_heads)
+    return Launch(_deep_supervision_loss_classify_kernel, grid, args, _CLASSIFY_WARPS)
 
 
 def empty_gradients(

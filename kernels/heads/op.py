@@ -10,6 +10,9 @@ map has the same gradient, d pooled / (height * width), so a tap is handed a (B,
 over its map: stride 0, nothing of a tap's size written. Whoever reads it next (an add, a ReLU or
 batch-norm backward) reads B * C values instead of a map.
 
+`pooled_supervision_loss` is the same from pooled_h on, for a backbone that pools where it makes a
+tap: one launch less, and no tap is read.
+
 Shape letters: H heads, B images, K classes, C_h channels of head h.
 """
 
@@ -21,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import Impl, resolve_impl
+from .check import check_inputs
 from .launch import (
     MAX_CLASSES,
     HeadsForward,
@@ -45,7 +49,7 @@ class HeadLosses(NamedTuple):
 def deep_supervision_loss_ref(
     features: Sequence[Tensor],
     weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
     target: Tensor,
     loss_weights: Tensor,
     *,
@@ -57,12 +61,39 @@ def deep_supervision_loss_ref(
     target outside 0 ... K - 1 raises ValueError on the CPU; on a GPU it trips PyTorch's own device
     assertion.
     """
+    check_inputs("features", 4, features, weights, biases, target, loss_weights, label_smoothing)
+    return _reference(features, weights, biases, target, loss_weights, label_smoothing)
+
+
+def pooled_supervision_loss_ref(
+    pooled: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    target: Tensor,
+    loss_weights: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+) -> HeadLosses:
+    """Compute `pooled_supervision_loss` in plain PyTorch, as `deep_supervision_loss_ref` does."""
+    check_inputs("pooled", 2, pooled, weights, biases, target, loss_weights, label_smoothing)
+    return _reference(pooled, weights, biases, target, loss_weights, label_smoothing)
+
+
+def _reference(
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    target: Tensor,
+    loss_weights: Tensor,
+    label_smoothing: float,
+) -> HeadLosses:
     per_head, correct = [], []
-    with torch.autocast(features[0].device.type, enabled=False):
+    dtype = torch.promote_types(features[0].dtype, torch.float32)
+    with torch.autocast(target.device.type, enabled=False):
         for feature, weight, bias in zip(features, weights, biases, strict=True):
-            dtype = torch.float64 if feature.dtype == torch.float64 else torch.float32
-            pooled = feature.mean((2, 3), dtype=dtype)
-            logits = F.linear(pooled, weight.to(dtype), bias.to(dtype))
+            is_map = feature.ndim == 4
+            pooled = feature.mean((2, 3), dtype=dtype) if is_map else feature.to(dtype)
+            logits = F.linear(pooled, weight.to(dtype), None if bias is None else bias.to(dtype))
             try:
                 # No label means "ignore": -100, PyTorch's default, is out of range like any other.
                 loss = F.cross_entropy(
@@ -71,7 +102,7 @@ def deep_supervision_loss_ref(
             except IndexError as error:
                 raise ValueError(
                     f"target lies in {int(target.min())} ... {int(target.max())}: "
-                    f"labels of {len(bias)} classes run from 0 to {len(bias) - 1}"
+                    f"labels of {len(weight)} classes run from 0 to {len(weight) - 1}"
                 ) from error
             per_head.append(loss)
             correct.append((logits.argmax(1) == target).sum(dtype=torch.int32))
@@ -92,9 +123,11 @@ def _deep_supervision_loss(
     loss_weights: Tensor,
     label_smoothing: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the fields of `HeadsForward`: those of `HeadLosses`, then what the backward needs."""
-    _check(features, weights, biases, target, loss_weights)
-    out = empty_forward(features, biases, target)
+    """Return the fields of `HeadsForward`: those of `HeadLosses`, then what the backward needs.
+
+    Features are maps (B, C, height, width) or already pooled (B, C).
+    """
+    out = empty_forward(weights, target)
     for launch in forward_launches(
         out, features, weights, biases, target, loss_weights, label_smoothing
     ):
@@ -104,8 +137,7 @@ def _deep_supervision_loss(
 
 @_deep_supervision_loss.register_fake
 def _(features, weights, biases, target, loss_weights, label_smoothing):
-    _check(features, weights, biases, target, loss_weights)
-    return empty_forward(features, biases, target)
+    return empty_forward(weights, target)
 
 
 @torch.library.custom_op("lion_fast::deep_supervision_loss_backward", mutates_args=())
@@ -139,19 +171,19 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.save_for_backward(out.d_logits, out.pooled, out.d_pooled, out.per_head)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.maps = [feature.shape for feature in features]
+    ctx.shapes = [feature.shape for feature in features]
     ctx.tap_dtype, ctx.linear_dtype = features[0].dtype, weights[0].dtype
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Any, ...]:
     needs_taps, needs_weights, needs_biases, _, needs_loss_weights, _ = ctx.needs_input_grad
-    none = [None] * len(ctx.maps)
+    none = [None] * len(ctx.shapes)
     if grad_loss is None:
         return none, none, none, None, None, None
     d_logits, pooled, d_pooled, per_head = ctx.saved_tensors
     d_weights, d_biases, d_taps = none, none, none
     if any(needs_taps + needs_weights + needs_biases):
-        channels = [shape[1] for shape in ctx.maps]
+        channels = [shape[1] for shape in ctx.shapes]
         needs_linear = [w or b for w, b in zip(needs_weights, needs_biases, strict=True)]
         d_weights, d_biases, d_pools = _deep_supervision_loss_backward(
             grad_loss, d_logits, pooled, d_pooled, channels, needs_linear, any(needs_taps),
@@ -159,8 +191,8 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Any, ...]:
         )  # fmt: skip
         if any(needs_taps):
             d_taps = [
-                d[:, :, None, None].expand(shape)
-                for d, shape in zip(d_pools.split(channels, 1), ctx.maps, strict=True)
+                d[:, :, None, None].expand(shape) if len(shape) == 4 else d
+                for d, shape in zip(d_pools.split(channels, 1), ctx.shapes, strict=True)
             ]
     d_loss_weights = grad_loss * per_head if needs_loss_weights else None
 
@@ -174,56 +206,10 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> tuple[Any, ...]:
 _deep_supervision_loss.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _check(
-    features: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    target: Tensor,
-    loss_weights: Tensor,
-) -> None:
-    """Raise ValueError where a kernel would misread its inputs. Looks at shapes, not at values."""
-    num_heads, num_images, num_classes = len(features), len(target), len(biases[0])
-    if not num_heads == len(weights) == len(biases) == loss_weights.numel():
-        raise ValueError(
-            f"{num_heads} features, {len(weights)} weights, {len(biases)} biases and "
-            f"{loss_weights.numel()} loss_weights: give one of each per head"
-        )
-    if num_images == 0:
-        raise ValueError("target is empty: the mean loss of no image is undefined")
-    if num_classes > MAX_CLASSES:
-        raise ValueError(
-            f"{num_classes} classes are more than the {MAX_CLASSES} that impl='triton' takes: "
-            "take impl='torch'"
-        )
-    floats = (torch.float16, torch.bfloat16, torch.float32)
-    rows: list[tuple[str, Tensor, tuple[int, ...], tuple[torch.dtype, ...]]] = [
-        ("target", target, (num_images,), (torch.int64,)),
-        ("loss_weights", loss_weights, (num_heads,), floats),
-    ]
-    for h, (feature, weight, bias) in enumerate(zip(features, weights, biases, strict=True)):
-        if feature.ndim != 4:
-            raise ValueError(f"features[{h}] is {tuple(feature.shape)}: give (B, C, height, width)")
-        channels = feature.shape[1]
-        tap_dtypes = (features[0].dtype,) if h else floats
-        linear_dtypes = (weights[0].dtype,) if h else floats
-        rows += [
-            (f"features[{h}]", feature, (num_images, *feature.shape[1:]), tap_dtypes),
-            (f"weights[{h}]", weight, (num_classes, channels), linear_dtypes),
-            (f"biases[{h}]", bias, (num_classes,), (weights[0].dtype,)),
-        ]
-    for name, tensor, shape, dtypes in rows:
-        if tensor.shape != shape or tensor.dtype not in dtypes or tensor.device != target.device:
-            raise ValueError(
-                f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}: "
-                f"impl='triton' needs {shape} {' or '.join(map(str, dtypes))} on {target.device}, "
-                "one dtype for all features and one for all weights and biases"
-            )
-
-
 def deep_supervision_loss(
     features: Sequence[Tensor],
     weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
     target: Tensor,
     loss_weights: Tensor,
     *,
@@ -234,8 +220,8 @@ def deep_supervision_loss(
 
     features: H maps (B, C_h, height_h, width_h). Contiguous, channels_last, sliced and expanded
     maps are read where they lie; a map with holes (a crop) is copied first. weights: H of (K, C_h).
-    biases: H of (K,). target: (B,) int64. loss_weights: (H,) float32 on the device, 1.0 for the
-    main head and alpha for auxiliary ones.
+    biases: H of (K,), or None where a head has none. target: (B,) int64. loss_weights: (H,) float32
+    on the device, 1.0 for the main head and alpha for auxiliary ones.
 
     Arithmetic is fp32 whatever the dtypes of features and weights, also under autocast; fp64
     features take the reference, which keeps fp64. The same inputs give the same bits. Only `loss`
@@ -243,18 +229,56 @@ def deep_supervision_loss(
     take impl="torch" for that. A target outside 0 ... K - 1 raises ValueError in the reference on a
     CPU and makes the loss NaN in the kernels, which do not wait for the device to look.
 
-    Raises ValueError on inputs that do not fit each other, and on impl="triton" where Triton cannot
-    run.
+    Raises ValueError on inputs that do not fit each other, the same for every impl, and on
+    impl="triton" where Triton cannot run.
     """
-    if not features:
-        raise ValueError("features is empty: give one map per head")
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing is {label_smoothing}: it must lie between 0 and 1")
-    if resolve_impl(impl, features[0].device, features[0].dtype) == "torch":
-        return deep_supervision_loss_ref(
-            features, weights, biases, target, loss_weights, label_smoothing=label_smoothing
+    check_inputs("features", 4, features, weights, biases, target, loss_weights, label_smoothing)
+    return _losses(features, weights, biases, target, loss_weights, label_smoothing, impl)
+
+
+def pooled_supervision_loss(
+    pooled: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    target: Tensor,
+    loss_weights: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    impl: Impl = "auto",
+) -> HeadLosses:
+    """Compute `deep_supervision_loss` of features that their producer has pooled already.
+
+    pooled: H of (B, C_h), each the mean of a map over its positions, in fp32 where digits count.
+    Rows may lie any distance apart, as columns of one (B, sum of C_h) buffer do; channels that are
+    not neighbours in memory are copied first. All else is as there. The gradient of `pooled` is
+    (B, C_h) in its dtype, d loss / d pooled, a slice of one (B, sum of C_h) buffer.
+    """
+    check_inputs("pooled", 2, pooled, weights, biases, target, loss_weights, label_smoothing)
+    return _losses(pooled, weights, biases, target, loss_weights, label_smoothing, impl)
+
+
+def _losses(
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    target: Tensor,
+    loss_weights: Tensor,
+    label_smoothing: float,
+    impl: Impl,
+) -> HeadLosses:
+    if resolve_impl(impl, target.device, features[0].dtype) == "torch":
+        return _reference(features, weights, biases, target, loss_weights, label_smoothing)
+    num_classes = weights[0].shape[0]
+    if num_classes > MAX_CLASSES:
+        raise ValueError(
+            f"{num_classes} classes are more than the {MAX_CLASSES} that impl='triton' takes: "
+            "take impl='torch'"
         )
+    full_biases = [
+        weight.new_zeros(num_classes) if bias is None else bias
+        for weight, bias in zip(weights, biases, strict=True)
+    ]
     loss, per_head, correct, *_ = _deep_supervision_loss(
-        features, weights, biases, target, loss_weights, label_smoothing
+        features, weights, full_biases, target, loss_weights, label_smoothing
     )
     return HeadLosses(loss, per_head, correct)

@@ -1,0 +1,82 @@
+"""How the kernel of muon_update_ is configured and launched, and what it compiles ahead of time."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from ..aot_case import AotCase, case_of
+from ..launch import Launch
+from .kernels import _muon_update_kernel
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""of X, A X and A^2 X"""
+ITERATIONS = 5
+EPS = 1e-7
+"""smallest norm divided by"""
+
+# Not tuned: no GPU has run it yet. Rows are padded to a block, since tl.dot takes 16 or more, and a
+# weight of 8 rows does not pay for one of 42. 8 warps hold the 64 x 64 matrices without a spill.
+_BLOCKS = {16: 64, 32: 64, 64: 32}
+_NUM_WARPS = 8
+MAX_ROWS = max(_BLOCKS)
+
+
+def scale_of(weight: Tensor) -> float:
+    """Return max(1, rows / columns)^(1/2) of a weight flattened to (first dimension, rest)."""
+    rows = weight.shape[0]
+    return max(1.0, rows / (weight.numel() / rows)) ** 0.5
+
+
+def muon_launch(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    lr: Tensor,
+    momentum: float,
+    weight_decay: float,
+) -> Launch:
+    """Return the launch that updates matrices of at most MAX_ROWS rows or columns in place."""
+    sizes = [next(block for block in _BLOCKS if min(w.shape) <= block) for w in weights]
+    order = sorted(range(len(weights)), key=sizes.__getitem__)
+    used = sorted(set(sizes))
+    matrices = [weights[i] for i in order]
+    wide = [w if w.shape[0] <= w.shape[1] else w.T for w in matrices]
+    args = {
+        "weights": tuple(matrices), "grads": tuple(_like(grads[i], weights[i]) for i in order),
+        "averages": tuple(averages[i] for i in order), "lr": lr,
+        "momentum": float(momentum), "weight_decay": float(weight_decay),
+        "ROWS": tuple(w.shape[0] for w in wide), "COLUMNS": tuple(w.shape[1] for w in wide),
+        "STRIDE_R": tuple(w.stride(0) for w in wide), "STRIDE_C": tuple(w.stride(1) for w in wide),
+        "SCALE": tuple(map(scale_of, matrices)),
+        "LINEAR": COEFFICIENTS[0], "CUBIC": COEFFICIENTS[1], "QUINTIC": COEFFICIENTS[2],
+        "ITERATIONS": ITERATIONS, "EPS": EPS, "NUM_SIZES": len(used),
+        "FIRST": tuple(accumulate((sizes.count(block) for block in used), initial=0)),
+        "BLOCK_R": tuple(used), "BLOCK_C": tuple(_BLOCKS[block] for block in used),
+    }  # fmt: skip
+    return Launch(_muon_update_kernel, (len(weights),), args, _NUM_WARPS, num_stages=1)
+
+
+def _like(grad: Tensor, weight: Tensor) -> Tensor:
+    return grad if grad.stride() == weight.stride() else torch.empty_like(weight).copy_(grad)
+
+
+_DENSENET = [
+    (24, 27), (36, 72), (42, 84),
+    *((8, 9 * (first + 8 * layer)) for first in (24, 36, 42) for layer in range(6)),
+]  # fmt: skip
+_MIXED = [(64, 27), (64, 576), (24, 8), (10, 640)]
+
+
+def _shipped(name: str, shapes: list[tuple[int, int]]) -> AotCase:
+    matrices = [torch.empty(shape, device="meta") for shape in shapes]
+    lr = torch.empty((), device="meta")
+    return case_of(f"muon {name}", muon_launch(matrices, matrices, matrices, lr, 0.95, 0.01))
+
+
+AOT_CASES = [
+    _shipped(f"{len(_DENSENET)} weights of densenet", _DENSENET),
+    _shipped(f"{len(_MIXED)} weights, tall and wide", _MIXED),
+    _shipped("1 weight of 8 rows", _DENSENET[-1:]),
+]

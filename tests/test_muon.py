@@ -1,0 +1,241 @@
+"""muon_update_ against the textbook's Muon in fp64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from triton.runtime import interpreter
+
+from lion_fast.kernels import muon_update_, muon_update_ref_
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+IMPLS = ("torch", "triton")
+DENSE_LAYERS = [(8, channels, 3, 3) for channels in (24, 36, 42, 82)]
+SHAPES = [*DENSE_LAYERS, (24, 3, 3, 3), (36, 72, 1, 1), (64, 3, 3, 3), (64, 8, 3, 3), (5, 7)]
+LARGE = [(65, 9, 3, 3), (80, 66), (66, 80)]
+
+
+def make(shapes, seed=0):
+    """Weights, gradients and averages."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        [torch.randn(shape, generator=generator).to(DEVICE) for shape in shapes] for _ in range(3)
+    ]
+
+
+def copied(tensors, dtype=None):
+    return [[t.clone().to(dtype or t.dtype) for t in group] for group in tensors]
+
+
+def rate(value=0.02, dtype=torch.float32):
+    return torch.tensor(value, dtype=dtype, device=DEVICE)
+
+
+def truth(tensors, lr=0.02, **options):
+    exact = copied(tensors, torch.float64)
+    muon_update_ref_(*exact, rate(lr, torch.float64), **options)
+    return exact
+
+
+def assert_close(ours, exact, lr, slack):
+    """Averages to a rounding; X_5 = step / lr to `slack`, beside the rounding of the weight."""
+    for weight, expected in zip(ours[0], exact[0], strict=True):
+        rounding = torch.finfo(weight.dtype).eps * (1 + expected.abs().max())
+        assert (weight - expected).abs().max() <= lr * slack + rounding
+    for average, expected in zip(ours[2], exact[2], strict=True):
+        rounding = torch.finfo(average.dtype).eps * expected.abs().max()
+        assert (average - expected).abs().max() <= 2 * rounding
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("momentum, weight_decay", [(0.95, 0.0), (0.0, 0.1)])
+def test_equals_the_textbook_in_fp64(impl, momentum, weight_decay):
+    tensors = make([*SHAPES, *LARGE])
+    options = {"momentum": momentum, "weight_decay": weight_decay}
+    exact = truth(tensors, lr=1.0, **options)
+    muon_update_(*tensors, rate(1.0), impl=impl, **options)
+    assert_close(tensors, exact, 1.0, slack=2e-5)
+
+
+def test_in_fp64_the_gram_matrix_gives_the_textbook_s_numbers():
+    tensors = copied(make([*SHAPES, *LARGE]), torch.float64)
+    exact = truth(tensors, lr=1.0)
+    muon_update_(*tensors, rate(1.0, torch.float64))
+    assert_close(tensors, exact, 1.0, slack=1e-10)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradients_of_low_rank_stay_within_a_thousandth(impl):
+    tensors = make([(8, 24, 3, 3), (24, 27), (64, 200)])
+    for grad, average in zip(tensors[1], tensors[2], strict=True):
+        rows = grad.flatten(1)
+        rows[2:] = rows[:1] * 1e-3 + 1e-5 * rows[2:]
+        average.zero_()
+    exact = truth(tensors, lr=1.0)
+    muon_update_(*tensors, rate(1.0), impl=impl)
+    assert_close(tensors, exact, 1.0, slack=1e-3)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_takes_any_shape(impl, shapes, seed):
+    tensors = make(shapes, seed)
+    exact = truth(tensors, lr=1.0)
+    muon_update_(*tensors, rate(1.0), impl=impl)
+    assert_close(tensors, exact, 1.0, slack=1e-3)
+
+
+def test_the_textbook_makes_singular_values_about_one():
+    tensors = make([(16, 100)])
+    tensors[0][0].zero_()
+    muon_update_ref_(*tensors, rate(1.0))
+    singular = torch.linalg.svdvals(tensors[0][0])
+    assert 0.6 < singular.min() and singular.max() < 1.3
+
+
+def test_tall_weights_step_further_by_the_root_of_their_ratio():
+    tensors = make([(64, 16)])
+    tensors[0][0].zero_()
+    muon_update_(*tensors, rate(1.0))
+    singular = torch.linalg.svdvals(tensors[0][0])
+    assert 2 * 0.6 < singular.min() and singular.max() < 2 * 1.3
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+def test_is_pytorch_s_muon_but_for_its_bfloat16():
+    tensors = make([(24, 200), (200, 24)])
+    theirs = [torch.nn.Parameter(w.clone()) for w in tensors[0]]
+    optimizer = torch.optim.Muon(theirs, lr=0.5, weight_decay=0.1, momentum=0.95, nesterov=True)
+    for average in tensors[2]:
+        average.zero_()
+    for _ in range(3):
+        for parameter, grad in zip(theirs, tensors[1], strict=True):
+            parameter.grad = grad.clone()
+        optimizer.step()
+        muon_update_(*tensors, rate(0.5), weight_decay=0.1)
+    for weight, parameter in zip(tensors[0], theirs, strict=True):
+        assert (weight - parameter).norm() <= 0.02 * (weight.norm() + 1)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_channels_last_weights_take_the_same_step(impl):
+    tensors = make(SHAPES[:6])
+    exact = truth(tensors)
+    last = [[t.contiguous(memory_format=torch.channels_last) for t in group] for group in tensors]
+    last[1] = tensors[1]  # gradients may lie otherwise: they are copied
+    muon_update_(*last, rate(), impl=impl)
+    assert_close(last, exact, 0.02, slack=2e-5)
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in last[0])
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_expanded_and_sliced_gradients_are_read_as_they_are(impl):
+    tensors = make([(8, 24, 3, 3), (12, 40)])
+    tensors[1] = [
+        tensors[1][0][:, :1].expand(8, 24, 3, 3),
+        torch.cat([tensors[1][1]] * 2, 1)[:, ::2],
+    ]
+    exact = truth(tensors)
+    muon_update_(*tensors, rate(), impl=impl)
+    assert_close(tensors, exact, 0.02, slack=1e-3)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_gradient_of_zero_only_decays(impl):
+    tensors = make([(8, 24, 3, 3)])
+    before = tensors[0][0].clone()
+    for tensor in (tensors[1][0], tensors[2][0]):
+        tensor.zero_()
+    muon_update_(*tensors, rate(0.5), weight_decay=0.1, impl=impl)
+    torch.testing.assert_close(tensors[0][0], before * 0.95)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_the_same_step_gives_the_same_bits(impl):
+    first, second = make(SHAPES), make(SHAPES)
+    for tensors in (first, second):
+        muon_update_(*tensors, rate(), impl=impl)
+    assert all(
+        torch.equal(a, b)
+        for x, y in zip(first, second, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+
+
+def test_parameters_are_updated_and_the_rate_is_read_where_it_lies():
+    tensors = make([(8, 24, 3, 3)])
+    weight = torch.nn.Parameter(tensors[0][0])
+    before, lr = weight.detach().clone(), rate(0.0)
+    for impl in IMPLS:
+        muon_update_([weight], *tensors[1:], lr, impl=impl)
+        assert torch.equal(weight, before)
+        lr.fill_(0.1)
+        muon_update_([weight], *tensors[1:], lr, impl=impl)
+        assert not torch.equal(weight, before)
+        weight.detach().copy_(before)
+        lr.zero_()
+
+
+@pytest.mark.skipif(CUDA, reason="watches Triton's interpreter, which a machine with a GPU skips")
+def test_all_small_weights_are_one_launch(monkeypatch):
+    grids = []
+    run = interpreter.GridExecutor.__call__
+
+    def recorded(self, *args, **kwargs):
+        grids.append(self.grid)
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", recorded)
+    muon_update_(*make([*SHAPES, *LARGE]), rate(), impl="triton")
+    assert grids == [(len(SHAPES),)]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_compiles_without_a_graph_break(impl):
+    tensors, lr = make(SHAPES[:3]), rate()
+    eager = copied(tensors)
+    muon_update_(*eager, lr, impl=impl)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(weights, grads, averages, lr):
+        muon_update_(weights, grads, averages, lr, impl=impl)
+
+    step(*tensors, lr)
+    for weight, expected in zip(tensors[0], eager[0], strict=True):
+        torch.testing.assert_close(weight, expected)
+
+
+def test_opcheck_passes():
+    matrices = make([(8, 20), (24, 9)])
+    torch.library.opcheck(torch.ops.lion_fast.muon_update_, (*matrices, rate(), 0.95, 0.1))
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+def test_names_what_does_not_fit(impl):
+    weights, grads, averages = make([(8, 24, 3, 3), (5, 7)])
+
+    def error(weights=weights, grads=grads, averages=averages, lr=None, **options):
+        step = muon_update_ref_ if impl == "reference" else muon_update_
+        if impl != "reference":
+            options["impl"] = impl
+        with pytest.raises(ValueError) as caught:
+            step(weights, grads, averages, rate() if lr is None else lr, **options)
+        (line,) = str(caught.value).splitlines()
+        return line
+
+    assert "2 weights, 1 grads, 2 averages" in error(grads=grads[:1])
+    assert "lr is 0.02: give a 0-D" in error(lr=0.02)
+    assert "momentum is 1.0" in error(momentum=1.0)
+    assert "weight_decay is -0.1" in error(weight_decay=-0.1)
+    assert "weights[1] is (7,)" in error(weights=[weights[0], weights[1][0]])
+    assert "weights[1] is (5, 7) torch.float16" in error(weights=[weights[0], weights[1].half()])
+    assert "weights[1] is (5, 4)" in error(weights=[weights[0], weights[1][:, ::2]])
+    assert "grads[0] is (8, 24, 3, 3) torch.float64" in error(grads=[grads[0].double(), grads[1]])
+    last = averages[0].contiguous(memory_format=torch.channels_last)
+    assert "averages[0] has another memory layout" in error(averages=[last, averages[1]])
+    assert "several devices" in error(lr=rate().to("meta"))
