@@ -42,25 +42,26 @@ def _calibration_batch(
         return None
     planned = plan.steps(0, -(-num_images // plan.batch_size))
     indices = torch.from_numpy(planned.indices.reshape(-1)[:num_images])
-    return planned_batch(images, indices, resolved.device, torch.float32)
+    return planned_batch(images, indices, resolved, torch.float32)
 
 
 def planned_batch(
-    images: ImageSet | EncodedSet, indices: torch.Tensor, device: torch.device, dtype: torch.dtype
+    images: ImageSet | EncodedSet, indices: torch.Tensor, resolved: Resolved, dtype: torch.dtype
 ) -> Batch:
-    """Return the training images `indices`, unflipped and normalised, on `device`."""
+    """Return the training images `indices`, unflipped and normalised, on the run's device."""
     pixels, labels = images.train_rows(indices)
-    return normalised(pixels, labels, images, device, dtype)
+    return normalised(pixels, labels, images, resolved, dtype)
 
 
 def normalised(
     pixels: Tensor,
     labels: Tensor,
     images: ImageSet | EncodedSet,
-    device: torch.device,
+    resolved: Resolved,
     dtype: torch.dtype,
 ) -> Batch:
-    """Return uint8 pixels (B, H, W, 3) of `images` as a normalised batch on `device`."""
+    """Return uint8 pixels (B, H, W, 3) of `images` as a normalised batch on the run's device."""
+    device = resolved.device
     order = torch.arange(len(labels), device=device)
     upright = torch.zeros_like(order, dtype=torch.bool)
     return Batch(
@@ -72,5 +73,6 @@ def normalised(
             images.mean,
             images.std,
             out_dtype=dtype,
+            impl=resolved.impl,
         )
     )

@@ -193,9 +193,7 @@ class _Training:
             return
         self._pause()
         indices = torch.from_numpy(self.plan.steps(self.enqueued, self.enqueued + 1).indices[0])
-        batch = planned_batch(
-            self.images, indices, self.resolved.device, self.resolved.compute_dtype
-        )
+        batch = planned_batch(self.images, indices, self.resolved, self.resolved.compute_dtype)
         self.record.add_probe(
             probe_gradients(
                 self.step.model,
