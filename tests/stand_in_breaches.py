@@ -187,9 +187,9 @@ def allocation_behind_pytorch() -> None:
 
 def graph_of_freed_memory() -> None:
     """A graph that copies a tensor is replayed after the tensor's memory went back to CUDA."""
-    x, y = torch.zeros(2, 1 << 24, device="cuda"), torch.zeros(1 << 24, device="cuda")
-    graph = capture(lambda: x[0].copy_(y))
-    del x
+    operands = [torch.zeros(1 << 24, device="cuda") for _ in range(2)]
+    graph = capture(lambda: operands[0].copy_(operands[1]))
+    operands.clear()
     torch.cuda.empty_cache()
     graph.replay()
 

@@ -25,11 +25,11 @@ def make_images(folder: Path) -> Path:
 
     rng = np.random.default_rng(0)
     path = folder / "noise.npz"
-    splits = {"train": 500, "test": 100}
-    arrays = {
-        f"x_{name}": rng.integers(0, 256, (n, 8, 8, 3), np.uint8) for name, n in splits.items()
-    }
-    np.savez(path, **arrays, **{f"y_{name}": np.arange(n) % 4 for name, n in splits.items()})
+    arrays = {}
+    for split, num in (("train", 500), ("test", 100)):
+        arrays[f"x_{split}"] = rng.integers(0, 256, (num, 8, 8, 3), np.uint8)
+        arrays[f"y_{split}"] = np.arange(num) % 4
+    np.savez(path, **arrays)
     return path
 
 

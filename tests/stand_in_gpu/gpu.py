@@ -180,10 +180,9 @@ def _settings(name: str, path: Path) -> dict[str, str]:
     card = CARDS[name]
     attributes = ",".join(f"{key}={value}" for key, value in card.attributes.items())
     # A card that torch's own cuDNN has dropped reports an older one, which torch is to take.
-    older_cudnn = (
-        {"PYTORCH_SKIP_CUDNN_COMPATIBILITY_CHECK": "1"} if card.capability < (7, 5) else {}
-    )
-    return older_cudnn | {
+    has_older_cudnn = card.capability < (7, 5)
+    return {
+        "PYTORCH_SKIP_CUDNN_COMPATIBILITY_CHECK": "1" if has_older_cudnn else "0",
         "STAND_IN_GPU": f"stand-in {name}|{card.memory_bytes}|{attributes}",
         # Triton links its own C module against the driver that it finds here.
         "TRITON_LIBCUDA_PATH": str(path.parent),
