@@ -56,3 +56,10 @@ def stripes(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "stripes.npz"
     np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
     return path
+
+
+@pytest.fixture(scope="session")
+def kernel_cache(tmp_path_factory):
+    """Folder for compiled kernels that the test processes of one session share."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernel_cache"

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from triton.runtime import interpreter
 
 from lion_fast.kernels import muon_update_, muon_update_ref_

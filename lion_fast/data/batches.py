@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from lion_fast.config import Impl
 from lion_fast.data.dataset import DataSet
 from lion_fast.data.plan import BatchPlan
 from lion_fast.kernels import augment_batch
@@ -105,15 +106,26 @@ class Loader(ABC):
 
 
 def planned_batch(
-    images: DataSet, indices: Tensor, device: torch.device, dtype: torch.dtype
+    images: DataSet,
+    indices: Tensor,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    impl: Impl = "auto",
 ) -> Batch:
     """Return the training images `indices`, unflipped and normalised, on `device`."""
     pixels, labels = images.train_rows(indices)
-    return normalised(pixels, labels, images, device, dtype)
+    return normalised(pixels, labels, images, device, dtype, impl=impl)
 
 
 def normalised(
-    pixels: Tensor, labels: Tensor, images: DataSet, device: torch.device, dtype: torch.dtype
+    pixels: Tensor,
+    labels: Tensor,
+    images: DataSet,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    impl: Impl = "auto",
 ) -> Batch:
     """Return uint8 pixels (B, H, W, 3) of `images` as a normalised batch on `device`."""
     order = torch.arange(len(labels), device=device)
@@ -127,5 +139,6 @@ def normalised(
             images.mean,
             images.std,
             out_dtype=dtype,
+            impl=impl,
         )
     )

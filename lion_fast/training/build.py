@@ -41,4 +41,4 @@ def _calibration_batch(
         return None
     planned = plan.whole.steps(0, -(-num_images // plan.batch_size))
     indices = torch.from_numpy(planned.indices.reshape(-1)[:num_images])
-    return planned_batch(images, indices, resolved.device, torch.float32)
+    return planned_batch(images, indices, resolved.device, torch.float32, impl=resolved.impl)

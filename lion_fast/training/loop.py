@@ -192,8 +192,9 @@ class _Training:
             return
         self._pause()
         indices = torch.from_numpy(self.plan.steps(self.enqueued, self.enqueued + 1).indices[0])
+        resolved = self.resolved
         batch = planned_batch(
-            self.images, indices, self.resolved.device, self.resolved.compute_dtype
+            self.images, indices, resolved.device, resolved.compute_dtype, impl=resolved.impl
         )
         self.record.add_probe(
             probe_gradients(

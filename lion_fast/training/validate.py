@@ -65,7 +65,9 @@ def validate(
     total = 0
     for pixels, labels in images.test_chunks(_BATCH_SIZE):
         between_batches()
-        batch, labels = normalised(pixels, labels, images, device, resolved.compute_dtype)
+        batch, labels = normalised(
+            pixels, labels, images, device, resolved.compute_dtype, impl=resolved.impl
+        )
         total += len(labels)
         with autocast(resolved):
             losses = model.loss(batch, labels, 0.0, impl=resolved.impl)

@@ -1,0 +1,105 @@
+"""Every engine, precision, network and loader that the stand-in can run, two by two."""
+
+import itertools
+
+import pytest
+from stand_in import needs_stand_in, outcomes
+
+pytestmark = needs_stand_in
+
+RUNS = {
+    "H100": (
+        "eager/fp32/resnet_ds/workers",
+        'compile/tf32/resnet_ds/resident/placement="residual"',
+        "graph/bf16/densenet_ds/workers",
+        "graph-eager/bf16/densenet_ds/resident/crop_padding=2",
+        "graph-eager/fp16/resnet_ds/resident",
+    ),
+    "A100": (
+        'eager/tf32/densenet_ds/resident/impl="torch"',
+        "eager/bf16/resnet_ds/resident",
+        "compile/bf16/resnet_ds/workers",
+        "compile/fp16/densenet_ds/workers",
+        "graph/tf32/resnet_ds/workers",
+        "graph/fp32/densenet_ds/resident/steps_per_replay=3",
+        'graph-eager/tf32/densenet_ds/workers/impl="torch"',
+    ),
+    "V100": (
+        "eager/fp16/densenet_ds/workers",
+        "compile/fp32/densenet_ds/resident",
+        "graph/fp16/resnet_ds/resident",
+        "graph-eager/fp32/resnet_ds/workers/steps_per_replay=1",
+    ),
+}
+AXES = (
+    ("H100", "A100", "V100"),
+    ("eager", "compile", "graph", "graph-eager"),
+    ("fp32", "tf32", "bf16", "fp16"),
+    ("densenet_ds", "resnet_ds"),
+    # DALI links its own CUDA runtime statically, so the stand-in cannot take that one's place.
+    ("resident", "workers"),
+)
+V100_LACKS = {("V100", "tf32"), ("V100", "bf16")}
+MAX_STEPS, RESUMED_STEPS = 40, 51
+# Where a run pauses: validation every 18 steps, checkpoint every 20, probe every 13, and the end.
+PAUSES = (0, 13, 18, 20, 26, 36, 39, 40)
+RESUMED_PAUSES = (40, 51)
+
+
+def test_every_pair_of_settings_is_run():
+    rows = [(card, *run.split("/")[:4]) for card, runs in RUNS.items() for run in runs]
+    for a, b in itertools.combinations(range(len(AXES)), 2):
+        wanted = set(itertools.product(AXES[a], AXES[b])) - V100_LACKS
+        assert wanted <= {(row[a], row[b]) for row in rows}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("card", RUNS)
+def test_runs_train_validate_probe_checkpoint_and_resume(card, tmp_path, kernel_cache):
+    found = outcomes("stand_in_runs.py", card, tmp_path, *RUNS[card], cache=kernel_cache)
+    for run in RUNS[card]:
+        assert "result" in found[run], (run, found[run])
+        check_run(run, found[run]["result"])
+
+
+def check_run(run, result):
+    engine, precision, _, loader, *options = run.split("/")
+    assert result["steps"] == [MAX_STEPS, RESUMED_STEPS] and result["summary"] == RESUMED_STEPS
+    assert result["metrics"] == list(range(1, RESUMED_STEPS + 1))
+    assert {"checkpoint.pt", "metrics.csv", "probes.csv", "validation.csv"} <= set(result["files"])
+    assert result["resolved"]["precision"] == precision
+    assert result["resolved"]["loader"] == loader
+    assert result["waits"] == [], run
+    assert len(result["first"]["ours"]) == (0 if 'impl="torch"' in options else 4), run
+    if engine.startswith("graph"):
+        check_graphs(result, chunk_of(options))
+    else:
+        assert result["first"]["captures"] == []
+
+
+def chunk_of(options):
+    given = dict(option.split("=") for option in options)
+    return int(given.get("steps_per_replay", 8))
+
+
+def check_graphs(result, chunk):
+    """One graph of a chunk and one of a step; every span between pauses is chunks and a rest."""
+    sizes = sorted({chunk, 1}, reverse=True)
+    for part, pauses in (("first", PAUSES), ("resumed", RESUMED_PAUSES)):
+        captures = result[part]["captures"]
+        one = captures[-1]
+        assert captures == [size * one for size in sizes]
+        wanted = []
+        for start, end in itertools.pairwise(pauses):
+            chunks, rest = divmod(end - start, chunk)
+            wanted += [chunk * one] * chunks + [one] * rest
+        assert result[part]["replays"] == wanted
+
+
+@pytest.mark.slow
+def test_doctor_knows_each_card(tmp_path, kernel_cache):
+    for card, precision in (("H100", "bf16"), ("A100", "bf16"), ("V100", "fp16")):
+        found = outcomes("stand_in_runs.py", card, tmp_path, "doctor", cache=kernel_cache)
+        report = "\n".join(found["doctor"]["result"])
+        assert f"stand-in {card}" in report
+        assert f"precision  {precision}" in report and "engine     graph" in report
