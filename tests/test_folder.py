@@ -13,7 +13,8 @@ from PIL import Image
 from lion_fast.config import TrainConfig
 from lion_fast.data import decode as decode_module
 from lion_fast.data.decode import decode_image, flaw, image_file_size
-from lion_fast.data.folder import list_image_folder
+from lion_fast.data.encoded import open_encoded
+from lion_fast.data.folder import list_image_folder, read_image_folder
 from lion_fast.data.images import ImageSet
 from lion_fast.data.open import load_image_set, open_data
 from lion_fast.errors import UserError
@@ -164,14 +165,14 @@ def test_a_first_image_far_larger_than_the_rest_is_refused_before_any_is_loaded(
     assert images.image_size == (12, 12)
 
 
-@pytest.mark.parametrize("loader", ["resident", "dali"])
-def test_images_beyond_the_memory_are_refused_in_one_line(root, loader):
+@pytest.mark.parametrize("read", [read_image_folder, open_encoded])
+def test_images_beyond_the_memory_are_refused_in_one_line(root, read):
     with pytest.raises(UserError) as caught:
-        open_data(TrainConfig(dataset=str(root), image_size=1_000_000), loader)
+        read(root, image_size=1_000_000)
     message = str(caught.value)
     assert "images of 1000000x1000000 pixels take" in message and "\n" not in message
     assert "take a smaller --image-size" in message
-    assert ("--loader dali" in message) == (loader == "resident")
+    assert ("--loader dali" in message) == (read is read_image_folder)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])

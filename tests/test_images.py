@@ -160,7 +160,7 @@ X, Y = arrays()["x_train"], arrays()["y_train"]
         ({"x_train": X[..., :2]}, "x_train has shape (60, 9, 11, 2): it must be"),
         ({"x_train": X[:0], "y_train": Y[:0]}, "x_train has shape (0, 9, 11, 3), no pixels"),
         ({"x_test": X[:0], "y_test": Y[:0]}, "x_test has shape (0, 9, 11, 3), no pixels"),
-        ({"x_test": X[:NUM_TEST, 1:]}, "images are 9x11 in x_train but 8x11 in x_test"),
+        ({"x_test": X[:NUM_TEST, 1:]}, "x_test: images are 8x11 here, but 9x11 for training"),
         ({"y_train": Y[:-1]}, "y_train has shape (59,) for 60 images"),
         ({"y_train": np.eye(3, dtype=int)[Y]}, "y_train has shape (60, 3) for 60 images"),
         ({"y_train": np.eye(3, dtype=int)[Y]}, "y.argmax(1)"),

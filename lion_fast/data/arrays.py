@@ -1,6 +1,6 @@
 """What the readers of data sets share: the arrays they return, already checked, and a helper."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -83,28 +83,27 @@ def assemble(
     x_test: np.ndarray,
     y_test: np.ndarray,
     class_names: tuple[str, ...] | None,
-    where: str,
+    called: Sequence[str],
 ) -> LabelledArrays:
     """Check images and labels of both splits against each other; classes without names get numbers.
 
-    Raise UserError, beginning with `where`, as `as_rgb` and `as_labels` do, and on images of two
-    sizes and labels out of range.
+    called: what messages call the four arrays. Raise UserError as `as_rgb` and `as_labels` do, and
+    on images of two sizes and labels out of range.
     """
-    train_images = as_rgb(x_train, f"{where}x_train")
-    test_images = as_rgb(x_test, f"{where}x_test")
+    train_images, test_images = as_rgb(x_train, called[0]), as_rgb(x_test, called[2])
     if train_images.shape[1:] != test_images.shape[1:]:
         raise UserError(
-            f"{where}images are {_size(train_images)} in x_train but {_size(test_images)} in "
-            "x_test: bring both to one size"
+            f"{called[2]}: images are {_size(test_images)} here, but {_size(train_images)} for"
+            " training: bring both to one size"
         )
-    train_labels = as_labels(y_train, len(x_train), f"{where}y_train")
-    test_labels = as_labels(y_test, len(x_test), f"{where}y_test")
+    train_labels = as_labels(y_train, len(x_train), called[1])
+    test_labels = as_labels(y_test, len(x_test), called[3])
     if class_names is None:
         # Each class needs a training image, so a label beyond their number is a mistake.
         num_classes = min(int(train_labels.max()) + 1, len(train_labels))
         class_names = tuple(map(str, range(num_classes)))
-    for key, labels in (("y_train", train_labels), ("y_test", test_labels)):
-        check_labels(labels, class_names, f"{where}{key}")
+    check_labels(train_labels, class_names, called[1])
+    check_labels(test_labels, class_names, called[3])
     return LabelledArrays(train_images, train_labels, test_images, test_labels, class_names)
 
 

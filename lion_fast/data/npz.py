@@ -25,7 +25,8 @@ def read_npz(path: Path, class_names: tuple[str, ...] | None = None) -> Labelled
     arrays = _read_arrays(path, KEYS)
     x_train, y_train, x_test, y_test = (arrays[key] for key in KEYS)
     names = class_names or _class_names(arrays, path)
-    return assemble(x_train, y_train, x_test, y_test, names, f"{path}: ")
+    called = [f"{path}: {key}" for key in KEYS]
+    return assemble(x_train, y_train, x_test, y_test, names, called)
 
 
 def read_npz_test(

@@ -39,7 +39,7 @@ def arrays_of_tensors(
         _channels_last(test_images),
         _array(test_labels),
         tuple(class_names) if class_names is not None else None,
-        "",
+        ("train_images", "train_labels", "test_images", "test_labels"),
     )
 
 
@@ -69,7 +69,8 @@ def arrays_of_datasets(
     train_images, train_labels = _read(train, "train")
     test_images, test_labels = _read(test, "test")
     names = tuple(class_names) if class_names is not None else None
-    return assemble(train_images, train_labels, test_images, test_labels, names, "")
+    called = ("images of train", "labels of train", "images of test", "labels of test")
+    return assemble(train_images, train_labels, test_images, test_labels, names, called)
 
 
 def _read(data: MapStyle, where: str) -> tuple[np.ndarray, np.ndarray]:
