@@ -60,7 +60,7 @@ setup(
             "ruff>=0.14",
         ],
     },
-    entry_points={"console_scripts": ["lion-fast = lion_fast.cli:main"]},
+    entry_points={"console_scripts": ["lion-fast = lion_fast.__main__:main"]},
     classifiers=[
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",

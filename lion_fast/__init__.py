@@ -36,7 +36,16 @@ _HOME = {
         "densenet_ds",
         "resnet_ds",
     ),
-    "lion_fast.training": ("Summary", "Validation", "evaluate", "train"),
+    "lion_fast.training": (
+        "LoadedRun",
+        "Prediction",
+        "Summary",
+        "Validation",
+        "evaluate",
+        "load_run",
+        "predict",
+        "train",
+    ),
 }
 _MODULES = (
     *("cli", "config", "data", "errors", "figures", "init", "kernels", "models", "report"),

@@ -42,9 +42,13 @@ from lion_fast.models import (
     resnet_ds as resnet_ds,
 )
 from lion_fast.training import (
+    LoadedRun as LoadedRun,
+    Prediction as Prediction,
     Summary as Summary,
     Validation as Validation,
     evaluate as evaluate,
+    load_run as load_run,
+    predict as predict,
     train as train,
 )
 

@@ -4,18 +4,22 @@ Torch is imported only once a command runs, so that `--help` is instant.
 """
 
 import difflib
+import errno
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
 import lion_fast
 from lion_fast.config import PRESETS, Engine, TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.training.console import Plain, make_console, silence_stdout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +37,10 @@ class _TrainArguments:
     run stopped at its target."""
     resume: Path | None = None
     """Go on with this run folder from its newest whole checkpoint."""
+    quiet: bool = False
+    """Say nothing but errors."""
+    json: bool = False
+    """End with the summary as one line of JSON, as is done anyway where stdout is no terminal."""
     config: tyro.conf.OmitArgPrefixes[_Unchecked] = field(default_factory=_Unchecked)
 
 
@@ -44,6 +52,24 @@ class _EvalArguments:
     """Run folder."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
+    quiet: bool = False
+    """Say nothing but errors."""
+    json: bool = False
+    """End with one line of JSON, as is done anyway where stdout is no terminal."""
+
+
+@dataclass
+class _PredictArguments:
+    """What a run's newest checkpoint takes images for: class and probability of each."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """JPEG or PNG files."""
+    device: str = "auto"
+    """auto, cpu, cuda, or cuda:N."""
+    json: bool = False
+    """Print one line of JSON instead of a table."""
 
 
 @dataclass
@@ -111,25 +137,55 @@ def _train(arguments: Sequence[str]) -> int:
             )
         config.check_resumable_as(wanted)
 
-    from lion_fast.training import train
-    from lion_fast.training.console import make_console
+    if _peek(arguments, "--window") is not None and wanted.window > wanted.max_steps:
+        raise UserError(
+            f"window is {wanted.window} and max_steps is {wanted.max_steps}, so the target could"
+            " not be reached: lower --window"
+        )
 
-    console = make_console(wanted.max_steps)
-    summary = train(wanted, resume=parsed.resume, console=console)
-    print(json.dumps(summary.to_dict()))
+    console = make_console(wanted.max_steps, quiet=parsed.quiet)
+    with closing(console):
+        with console.stage("starting"):
+            from lion_fast.training import train
+        summary = train(wanted, resume=parsed.resume, console=console)
+    _end_with_json(summary.to_dict(), parsed.json)
     return 0
 
 
 def _eval(arguments: Sequence[str]) -> int:
     parsed = tyro.cli(_EvalArguments, args=arguments, prog="lion-fast eval")
 
-    from lion_fast.training import evaluate
-
-    validation = evaluate(parsed.run, device=parsed.device)
-    for line in validation.lines():
-        print(line)
-    print(json.dumps(validation.to_dict()))
+    console = make_console(0, quiet=parsed.quiet)
+    with closing(console):
+        with console.stage("starting"):
+            from lion_fast.training import evaluate
+        validation = evaluate(parsed.run, device=parsed.device, console=console)
+    console.say(validation.lines())
+    _end_with_json(validation.to_dict(), parsed.json)
     return 0
+
+
+def _predict(arguments: Sequence[str]) -> int:
+    parsed = tyro.cli(_PredictArguments, args=arguments, prog="lion-fast predict")
+    if not parsed.images:
+        raise UserError("predict needs images: lion-fast predict RUN IMAGES...")
+
+    from lion_fast.training import predict
+
+    predictions = predict(parsed.run, parsed.images, device=parsed.device)
+    if parsed.json:
+        print(json.dumps([prediction._asdict() for prediction in predictions]))
+        return 0
+    width = max(len(prediction.class_name) for prediction in predictions)
+    for image, name, probability in predictions:
+        print(f"{name:{width}} {probability:7.2%}  {image}")
+    return 0
+
+
+def _end_with_json(values: dict[str, Any], asked: bool) -> None:
+    """Print `values` for a program: when asked to, or when no person looks at stdout."""
+    if asked or not sys.stdout.isatty():
+        Plain().say([json.dumps(values)])
 
 
 def _doctor(arguments: Sequence[str]) -> int:
@@ -198,10 +254,15 @@ def _report(arguments: Sequence[str]) -> int:
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (_train, "train a network; report steps and seconds to the target accuracy"),
     "eval": (_eval, "validation accuracy of every head of a run"),
+    "predict": (_predict, "class and probability of images, by a run's network"),
     "study": (_study, "run a grid of runs with several seeds, or go on with it"),
     "report": (_report, "tables and pictures of studies"),
     "doctor": (_doctor, "what this machine has, and what `auto` picks here and why"),
 }
+
+
+# What a full disk answers; every other OSError that nobody foresaw is a bug.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _peek(arguments: Sequence[str], flag: str) -> str | None:
@@ -224,9 +285,30 @@ def _usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code.
 
-    0 done, 1 a run of a study failed, 2 bad input, 130 interrupted.
+    0 done, 1 a run of a study failed, 2 bad input, 128 + n ended by signal n: 130 Ctrl-C, 143
+    SIGTERM, 129 SIGHUP, 141 the reader of stdout has gone.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        print(f"lion-fast: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        silence_stdout()
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        silence_stdout()
+        print(f"lion-fast: cannot write the output: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        return 128 + getattr(interrupt, "signal_number", signal.SIGINT)
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
@@ -237,15 +319,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in _COMMANDS:
         close = difflib.get_close_matches(name, _COMMANDS, n=1)
         meant = f"did you mean {close[0]}?" if close else f"take one of {', '.join(_COMMANDS)}"
-        print(f"lion-fast: unknown command {name!r}: {meant}", file=sys.stderr)
-        return 2
-    try:
-        return _COMMANDS[name][0](rest)
-    except UserError as error:
-        print(f"lion-fast: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        raise UserError(f"unknown command {name!r}: {meant}")
+    return _COMMANDS[name][0](rest)
 
 
 if __name__ == "__main__":

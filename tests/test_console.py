@@ -1,9 +1,10 @@
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from lion_fast.training.console import Live, Plain, Progress, make_console
+from lion_fast.training.console import Live, Plain, Progress, ending, figures, make_console
 
 PROGRESS = Progress(
     step=50,
@@ -16,6 +17,18 @@ PROGRESS = Progress(
     data_wait_percent=1.0,
     memory_mib=512.0,
 )
+SUMMARY = {
+    "target_accuracy": 0.7,
+    "steps_to_target": None,
+    "seconds_to_target": None,
+    "val_accuracy": 0.5,
+    "val_accuracy_per_head": [0.4, 0.5],
+    "init_seconds": 0.0,
+    "setup_seconds": 0.0,
+    "train_seconds": 1.0,
+    "total_seconds": 1.0,
+    "run": "runs/a",
+}
 
 
 def test_plain_lines_are_aligned_under_one_header(capsys):
@@ -40,11 +53,63 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(monkeypatch):
     assert isinstance(make_console(10), Live)
 
 
-def test_the_bar_shows_the_same_figures(capsys):
+def shown_by(console, capsys, progress=PROGRESS):
+    console.progress(progress)
+    console.close()
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_the_bar_shows_the_same_figures(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     console = Live(100)
     console.say(["device cpu [not markup]"])
-    console.progress(PROGRESS)
-    console.close()
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = shown_by(console, capsys)
     assert "device cpu [not markup]" in shown
-    assert "50/100" in shown and "1.2500" in shown and "50.00%" in shown
+    for figure in ("50/100", "1.2500", "50.00%", "12345 images/s", "2.00 ms/step", "eta 0:00:00"):
+        assert figure in shown
+
+
+@pytest.mark.parametrize("columns", [14, 30, 50, 79, 80, 200])
+def test_the_step_counter_survives_the_narrowest_terminal(columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = shown_by(Live(10**5), capsys, replace(PROGRESS, step=50000, max_steps=10**5))
+    assert "50000/100000" in shown
+    assert ("50.00%" in shown) == (columns >= 50)
+    assert ("━" in shown) == (columns >= 30)
+
+
+def test_a_run_that_has_reported_nothing_shows_its_steps_and_no_loss():
+    assert figures(None, 3000, 80) == ["0/3000"]
+
+
+def terminal_text(renderable):
+    from rich.console import Console
+
+    console = Console(width=80, force_terminal=True)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def test_a_stage_is_shown_while_it_lasts_and_the_bar_after_it():
+    console = Live(100)
+    with console.stage("compiling"):
+        during = terminal_text(console._render())
+    after = terminal_text(console._render())
+    console.close()
+    assert "compiling  0 s" in during and "0/100" not in during
+    assert "0/100" in after and "nan" not in after and "compiling" not in after
+
+
+def test_a_stage_is_a_line_in_a_pipe_and_nothing_when_quiet(capsys):
+    with Plain().stage("loading digits"):
+        assert capsys.readouterr().out == "loading digits ...\n"
+    with make_console(10, quiet=True).stage("loading digits"):
+        assert capsys.readouterr().out == ""
+
+
+def test_a_window_longer_than_the_run_is_not_called_a_target_missed():
+    told = SUMMARY | {"window": 100, "steps": 3}
+    assert "not measured, the run has 3 steps only" in ending(SimpleNamespace(**told))[0]
+    told = SUMMARY | {"window": 2, "steps": 3}
+    assert "not reached in 3 steps" in ending(SimpleNamespace(**told))[0]

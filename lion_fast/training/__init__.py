@@ -1,8 +1,37 @@
-"""The trainer: step, engines, clock, record, checkpoints, and the loop that joins them."""
+"""The trainer: step, engines, clock, record, checkpoints, and the loop that joins them.
 
-from lion_fast.training.loop import train
-from lion_fast.training.saved import evaluate
-from lion_fast.training.summary import Summary
-from lion_fast.training.validate import Validation
+Names load on first use, so that a console can say that torch is being loaded.
+"""
 
-__all__ = ["Summary", "Validation", "evaluate", "train"]
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lion_fast.training.loop import train
+    from lion_fast.training.saved import LoadedRun, Prediction, evaluate, load_run, predict
+    from lion_fast.training.summary import Summary
+    from lion_fast.training.validate import Validation
+
+__all__ = [
+    "LoadedRun",
+    "Prediction",
+    "Summary",
+    "Validation",
+    "evaluate",
+    "load_run",
+    "predict",
+    "train",
+]
+
+_HOME = {"train": "loop", "Summary": "summary", "Validation": "validate"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        module = import_module(f"{__name__}.{_HOME.get(name, 'saved')}")
+        globals()[name] = getattr(module, name)
+        return globals()[name]
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,17 @@
 """What a run says while it trains: a live bar on a terminal, plain aligned lines in a pipe."""
 
+import os
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from lion_fast.training.summary import Summary
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,10 @@ class Console(Protocol):
     def progress(self, progress: Progress) -> None:
         """Show one interval."""
 
+    def stage(self, text: str) -> AbstractContextManager[None]:
+        """Show while it lasts what is done apart from training: loading, compiling, validating."""
+        return nullcontext()
+
     def close(self) -> None:
         """End the display."""
 
@@ -52,6 +62,10 @@ class Silent:
 
     def progress(self, progress: Progress) -> None:
         """Drop the interval."""
+
+    def stage(self, text: str) -> AbstractContextManager[None]:
+        """Show nothing."""
+        return nullcontext()
 
     def close(self) -> None:
         """Nothing to end."""
@@ -78,8 +92,18 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
+def silence_stdout() -> None:
+    """Send to nowhere what is still to be written to stdout, whose reader or disk has gone.
+
+    What is buffered goes there too, at exit at the latest, so that the interpreter ends quietly.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+
+
 class Plain:
-    """Aligned lines on stdout."""
+    """Aligned lines on stdout; falls silent when they cannot be written any more (`| head`)."""
 
     def __init__(self) -> None:
         self._started = False
@@ -87,61 +111,129 @@ class Plain:
     def say(self, lines: Iterable[str]) -> None:
         """Print the notes."""
         for line in lines:
-            print(line, flush=True)
+            try:
+                print(line, flush=True)
+            except OSError:
+                silence_stdout()
 
     def progress(self, progress: Progress) -> None:
         """Print one line per interval."""
-        if not self._started:
-            print(_HEADER)
-            self._started = True
-        print(_line(progress), flush=True)
+        header = [] if self._started else [_HEADER]
+        self._started = True
+        self.say([*header, _line(progress)])
+
+    def stage(self, text: str) -> AbstractContextManager[None]:
+        """Print one line when it begins."""
+        self.say([f"{text} ..."])
+        return nullcontext()
 
     def close(self) -> None:
         """Nothing to end."""
 
 
+# Narrower than this a bar says nothing.
+_LEAST_BAR = 8
+_BAR = 24
+
+
 class Live:
-    """A progress bar with the same figures, redrawn in place."""
+    """A moving line: what is being done, or a progress bar with the same figures."""
 
     def __init__(self, max_steps: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn
+        from rich.console import Console as Screen
+        from rich.live import Live as Display
+        from rich.spinner import Spinner
 
-        self._bar = Bar(
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  acc {task.fields[accuracy]:.2%}"),
-            TextColumn("{task.fields[speed]:.0f} images/s  {task.fields[pace]:.2f} ms/step"),
-            TextColumn("eta {task.fields[eta]}"),
-        )
-        self._task = self._bar.add_task(
-            "", total=max_steps, loss=float("nan"), accuracy=0.0, speed=0.0, pace=0.0, eta="-"
+        self._max_steps = max_steps
+        self._progress: Progress | None = None
+        self._stages: list[tuple[str, float]] = []
+        self._spinner = Spinner("dots")
+        self._moving = False
+        self._screen = Screen()
+        self._display = Display(
+            get_renderable=self._render, console=self._screen, refresh_per_second=8
         )
 
     def say(self, lines: Iterable[str]) -> None:
         """Print the notes above the bar."""
         for line in lines:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._screen.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, progress: Progress) -> None:
         """Redraw the bar."""
-        self._bar.start()
-        self._bar.update(
-            self._task,
-            completed=progress.step,
-            loss=progress.loss,
-            accuracy=progress.accuracy,
-            speed=progress.images_per_second,
-            pace=progress.step_milliseconds,
-            eta=_clock(progress.eta_seconds),
-        )
+        self._progress = progress
+        self._start()
+        self._display.refresh()
+
+    @contextmanager
+    def stage(self, text: str) -> Iterator[None]:
+        """Show the text beside a spinner, with the seconds that it takes."""
+        self._stages.append((text, time.monotonic()))
+        self._start()
+        try:
+            yield
+        finally:
+            self._stages.pop()
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
-        self._bar.stop()
+        """Leave the last figures, if there were any, on the screen."""
+        self._moving = False
+        self._display.transient = self._progress is None
+        self._display.stop()
+
+    def _start(self) -> None:
+        self._moving = True
+        self._display.start()
+
+    def _render(self) -> "RenderableType":
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        line = Table.grid(padding=(0, 1))
+        # The line that stays when all is done has nothing that moves.
+        moving = [self._spinner] if self._moving else []
+        if self._stages:
+            text, since = self._stages[-1]
+            words = [f"{text}  {time.monotonic() - since:.0f} s"]
+            bar = []
+        else:
+            room = self._screen.width - 2
+            step = self._progress.step if self._progress else 0
+            words = figures(self._progress, self._max_steps, room)
+            width = min(_BAR, room - len("  ".join(words)) - 1)
+            bar = [ProgressBar(self._max_steps, step, width=width)] if width >= _LEAST_BAR else []
+        line.add_row(*moving, *bar, Text("  ".join(words), no_wrap=True))
+        return line
 
 
-def make_console(max_steps: int) -> Console:
-    """Return the console that suits stdout."""
+def figures(progress: Progress | None, max_steps: int, width: int) -> list[str]:
+    """Return the words beside a bar that fit into `width` columns, the step counter always.
+
+    A run that has reported nothing yet has no loss to show.
+    """
+    if progress is None:
+        return [f"0/{max_steps}"]
+    counter = f"{progress.step}/{progress.max_steps}"
+    words = [
+        counter,
+        f"loss {progress.loss:.4f}",
+        f"acc {progress.accuracy:.2%}",
+        f"{progress.images_per_second:.0f} images/s",
+        f"{progress.step_milliseconds:.2f} ms/step",
+        f"eta {_clock(progress.eta_seconds)}",
+    ]
+    for dispensable in (words[3], words[4], words[1], words[5], words[2]):
+        if len("  ".join(words)) + _LEAST_BAR < width:
+            break
+        words.remove(dispensable)
+    return words
+
+
+def make_console(max_steps: int, *, quiet: bool = False) -> Console:
+    """Return the console that suits stdout; one that says nothing when `quiet`."""
+    if quiet:
+        return Silent()
     return Live(max_steps) if sys.stdout.isatty() else Plain()
 
 
@@ -150,7 +242,9 @@ def ending(summary: Summary) -> list[str]:
     target = (
         f"{100 * summary.target_accuracy:g} % training accuracy (mean of {summary.window} steps)"
     )
-    if summary.steps_to_target is None or summary.seconds_to_target is None:
+    if summary.window > summary.steps and summary.steps_to_target is None:
+        outcome = f"{target}: not measured, the run has {summary.steps} steps only"
+    elif summary.steps_to_target is None or summary.seconds_to_target is None:
         outcome = f"{target}: not reached in {summary.steps} steps"
     else:
         outcome = (

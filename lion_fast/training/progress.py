@@ -1,6 +1,7 @@
 """What a run tells its console while it trains."""
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -29,6 +30,10 @@ class Steady:
     def progress(self, progress: Progress) -> None:
         """Show one interval."""
         self._attempt(lambda: self._console.progress(progress))
+
+    def stage(self, text: str) -> AbstractContextManager[None]:
+        """Show while it lasts what is done apart from training."""
+        return nullcontext() if self._broken else self._console.stage(text)
 
     def close(self) -> None:
         """End the display."""

@@ -49,6 +49,7 @@ def resolve(config: TrainConfig) -> Resolved:
     """Decide every `auto` of `config` for this machine; raise UserError on what cannot run here."""
     device = _device(config.device)
     choices = {
+        "device": Choice(str(device), _device_reason(config.device, device)),
         "engine": _engine(config, device),
         "loader": _loader(config, device),
         "precision": _precision(config, device),
@@ -56,7 +57,7 @@ def resolve(config: TrainConfig) -> Resolved:
     }
     return Resolved(
         device=device,
-        **{name: choice.value for name, choice in choices.items()},  # type: ignore[arg-type]
+        **{name: choice.value for name, choice in choices.items() if name != "device"},  # type: ignore[arg-type]
         reasons={name: choice.reason for name, choice in choices.items()},
     )
 
@@ -79,6 +80,14 @@ def _device(name: str) -> torch.device:
         if (device.index or 0) >= count:
             raise UserError(f"device is {name!r} but this machine has {count} CUDA device(s)")
     return device
+
+
+def _device_reason(asked: str, device: torch.device) -> str:
+    if asked != "auto":
+        return "asked for"
+    if device.type == "cuda":
+        return "the first CUDA GPU that torch sees"
+    return "torch sees no CUDA GPU"
 
 
 def _capability(device: torch.device) -> tuple[int, int]:
@@ -109,21 +118,32 @@ def _has_cpp_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
+def precision_refusal(precision: str, device: torch.device) -> str | None:
+    """Return why `device` cannot compute in that precision, with a remedy; None where it can."""
+    if device.type == "cpu":
+        if precision in ("tf32", "fp16"):
+            return f"precision {precision} needs a CUDA GPU: on the CPU take fp32 or bf16"
+        return None
+    major, minor = _capability(device)
+    if precision in ("bf16", "tf32") and major < 8:
+        return (
+            f"precision {precision} needs compute capability 8.0 and this GPU has {major}.{minor}:"
+            " take fp16 or fp32"
+        )
+    return None
+
+
 def _precision(config: TrainConfig, device: torch.device) -> Choice:
     asked = config.precision
+    refusal = precision_refusal(asked, device)
+    if refusal is not None:
+        raise UserError(refusal)
     if device.type == "cpu":
-        if asked in ("tf32", "fp16"):
-            raise UserError(f"precision {asked} needs a CUDA GPU: on the CPU take fp32 or bf16")
         return Choice(
             "fp32" if asked == "auto" else asked,
             "asked for" if asked != "auto" else "the CPU's native arithmetic",
         )
     major, minor = _capability(device)
-    if asked in ("bf16", "tf32") and major < 8:
-        raise UserError(
-            f"precision {asked} needs compute capability 8.0 and this GPU has {major}.{minor}:"
-            " take fp16 or fp32"
-        )
     if asked != "auto":
         return Choice(asked, "asked for")
     if major >= 8:

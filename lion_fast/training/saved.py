@@ -1,37 +1,218 @@
-"""evaluate(run): validation of a finished or interrupted run's newest checkpoint."""
+"""What can be done with a run folder: validate it, load its network, classify images with it."""
 
-import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
-from lion_fast.data.open import open_data
+from lion_fast.config import Precision, TrainConfig
+from lion_fast.data.dataset import DataSet
+from lion_fast.data.decode import decode_image
+from lion_fast.data.facts import DataFacts
+from lion_fast.data.open import load_image_set, open_data, open_test_data
 from lion_fast.errors import UserError
-from lion_fast.models import build_model
+from lion_fast.models import DeeplySupervised, build_model
 from lion_fast.training.checkpoint import load_checkpoint
-from lion_fast.training.resolve import resolve
+from lion_fast.training.console import Console, Silent
+from lion_fast.training.resolve import Resolved, precision_refusal, resolve
 from lion_fast.training.rundir import RunFolder
 from lion_fast.training.step import float32_precision
 from lion_fast.training.validate import Validation, validate
 
+_BATCH_SIZE = 64
 
-def evaluate(run: Path, *, device: str = "auto") -> Validation:
+
+@dataclass(frozen=True)
+class Transform:
+    """What turns an image into what a run's network was trained on."""
+
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+    mean: tuple[float, float, float]
+    """Per channel, in units of full scale (0 to 1)."""
+    std: tuple[float, float, float]
+
+    def __call__(self, image: Path | str | Image.Image | np.ndarray) -> Tensor:
+        """Return the image as (3, H, W) float32, resized and normalised.
+
+        image: a JPEG or PNG file, a PIL image, or (H, W, 3) uint8. Raises UserError on a file that
+        cannot be read, and on an array of another shape or type.
+        """
+        if isinstance(image, Path | str):
+            pixels = decode_image(Path(image), self.image_size)
+        else:
+            pixels = self._resized(image)
+        # A decoder's array may be read-only, and torch wants one that is not.
+        levels = torch.from_numpy(np.array(pixels)).float().permute(2, 0, 1) / 255
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return (levels - mean[:, None, None]) / std[:, None, None]
+
+    def _resized(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        if isinstance(image, np.ndarray):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                raise UserError(
+                    f"an image is {image.dtype} of shape {image.shape}: give uint8 (H, W, 3)"
+                )
+            image = Image.fromarray(image)
+        height, width = self.image_size
+        rgb = image.convert("RGB")
+        if rgb.size != (width, height):
+            rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(rgb)
+
+
+class LoadedRun(NamedTuple):
+    """A trained network and what it takes to use it."""
+
+    model: DeeplySupervised
+    """In eval mode; `model(batch)` returns logits (B, K) of every head, the main one's last."""
+    transform: Transform
+    """From an image to (3, H, W); stack several to a batch."""
+    classes: tuple[str, ...]
+    """Name of each of the K classes."""
+
+
+class Prediction(NamedTuple):
+    """What the main head takes an image for."""
+
+    image: str
+    class_name: str
+    probability: float
+    """Softmax of the main head's logits, 0 to 1."""
+
+
+def load_run(run: Path | str, *, device: str = "auto") -> LoadedRun:
+    """Return the network of the run folder's newest checkpoint on `device`, ready to predict.
+
+    Raises UserError when `run` is no run folder or holds no whole checkpoint.
+    """
+    folder, config, checkpoint = _open(run)
+    resolved = resolve(_anywhere(config, device))
+    facts = _facts(config, checkpoint)
+    names, size = facts.class_names, facts.image_size
+    model = _network(folder, config, checkpoint, len(names), size, resolved)
+    return LoadedRun(model.eval(), Transform(size, facts.mean, facts.std), names)
+
+
+def predict(
+    run: Path | str, images: Sequence[Path | str], *, device: str = "auto"
+) -> list[Prediction]:
+    """Return what the run's network takes each image file for, in fp32.
+
+    Raises UserError as `load_run` does, and on an image that cannot be read.
+    """
+    model, transform, classes = load_run(run, device=device)
+    where = next(model.parameters()).device
+    found: list[Prediction] = []
+    for start in range(0, len(images), _BATCH_SIZE):
+        paths = images[start : start + _BATCH_SIZE]
+        batch = torch.stack([transform(path) for path in paths]).to(where)
+        with torch.no_grad():
+            best = model(batch)[-1].float().softmax(1).max(1)
+        rows = zip(paths, best.indices.tolist(), best.values.tolist(), strict=True)
+        found += [Prediction(str(path), classes[k], p) for path, k, p in rows]
+    return found
+
+
+def evaluate(
+    run: Path | str, *, device: str = "auto", console: Console | None = None
+) -> Validation:
     """Return loss and per-head accuracy of the run folder's newest checkpoint on its test split.
 
-    The run may have trained elsewhere: engine, loader and precision are chosen for `device`. Raises
-    UserError when `run` is no run folder or holds no whole checkpoint.
+    The run may have trained elsewhere: engine and loader are chosen for `device`. The precision is
+    the run's, or what `auto` picks where `device` does not have that one; the console is told so.
+    Raises UserError when `run` is no run folder or holds no whole checkpoint, and, with what
+    differs, on other data than the run's.
     """
-    _, config = RunFolder.open(run)
-    checkpoint = load_checkpoint(run)
+    console = console or Silent()
+    folder, config, checkpoint = _open(run)
+    precision = _precision_of(folder, config)
+    here = _anywhere(config, device)
+    refusal = precision_refusal(precision, resolve(here).device)
+    if refusal is None:
+        here = replace(here, precision=precision)
+    else:
+        console.say([f"not in the run's precision: {refusal}"])
+    resolved = resolve(here)
+    console.say([f"device {resolved.device}  precision {resolved.precision}"])
+    with console.stage(f"loading {config.dataset}"):
+        images = _test_data(config, checkpoint)
+    model = _network(folder, config, checkpoint, images.num_classes, images.image_size, resolved)
+    with float32_precision(resolved), console.stage("validating"):
+        return validate(model, images, resolved)
+
+
+def _open(run: Path | str) -> tuple[Path, TrainConfig, dict[str, Any]]:
+    """Return a run's folder, its config and its newest checkpoint."""
+    folder = Path(run)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give the run folder that holds config.json")
+    _, config = RunFolder.open(folder)
+    checkpoint = load_checkpoint(folder)
     if checkpoint is None:
-        raise UserError(f"{run} has no checkpoint yet: go on with --resume {run}")
-    images = open_data(config, config.loader)
-    config = dataclasses.replace(
+        raise UserError(f"{folder} has no checkpoint yet: go on with --resume {folder}")
+    return folder, config, checkpoint
+
+
+def _anywhere(config: TrainConfig, device: str) -> TrainConfig:
+    """Return `config` without what it says of the machine that it trained on."""
+    return replace(
         config, device=device, engine="auto", loader="auto", precision="auto", impl="auto"
     )
-    resolved = resolve(config)
-    model = build_model(config, images.num_classes, images.image_size)
-    model.load_state_dict(checkpoint["training"]["model"])
+
+
+def _facts(config: TrainConfig, checkpoint: dict[str, Any]) -> DataFacts:
+    """Return what the checkpoint says of the run's images, or, if it is an old one, the set."""
+    told = checkpoint.get("data")
+    return load_image_set(config).facts() if told is None else DataFacts.from_dict(told)
+
+
+def _test_data(config: TrainConfig, checkpoint: dict[str, Any]) -> DataSet:
+    """Return the images to validate on; an old checkpoint cannot tell whether they are the same."""
+    told = checkpoint.get("data")
+    if told is None:
+        return open_data(config, config.loader)
+    return open_test_data(config, DataFacts.from_dict(told))
+
+
+def _network(
+    folder: Path,
+    config: TrainConfig,
+    checkpoint: dict[str, Any],
+    num_classes: int,
+    image_size: tuple[int, int],
+    resolved: Resolved,
+) -> DeeplySupervised:
+    model = build_model(config, num_classes, image_size)
+    try:
+        model.load_state_dict(checkpoint["training"]["model"])
+    except RuntimeError as error:
+        raise UserError(
+            f"the checkpoint of {folder} does not fit {config.arch} with {num_classes} classes, so"
+            f" {config.dataset} or config.json has changed since: restore it"
+            f" ({_first_complaint(error)})"
+        ) from None
     model.to(resolved.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with float32_precision(resolved):
-        return validate(model, images, resolved)
+    return model
+
+
+def _first_complaint(error: RuntimeError) -> str:
+    """Return the first tensor that `load_state_dict` names."""
+    lines: Iterable[str] = (line.strip() for line in str(error).splitlines()[1:])
+    return next(iter(lines), str(error))
+
+
+def _precision_of(folder: Path, config: TrainConfig) -> Precision:
+    """Return the precision that a run trained in: its summary knows what `auto` was there."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        told = summary["resolved"]["precision"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return config.precision
+    return told if told in get_args(Precision) else config.precision
