@@ -6,7 +6,16 @@ from lion_fast.training.checkpoint import NAME, PREVIOUS, load_checkpoint, save_
 
 
 def state(step):
-    return {"step": step, "weights": torch.full((1000,), float(step))}
+    """What every checkpoint holds, and which one this is."""
+    weights = torch.full((1000,), float(step))
+    return {
+        "step": step,
+        "training": {"weights": weights},
+        "config": {},
+        "history": torch.zeros(step, 4),
+        "validations": [],
+        "probes": [],
+    }
 
 
 def test_the_newest_checkpoint_is_loaded_and_the_one_before_kept(tmp_path):
@@ -53,3 +62,32 @@ def test_a_full_disk_leaves_the_old_checkpoint_intact(tmp_path):
     assert not (tmp_path / "checkpoint.pt.tmp").is_symlink()
     save_checkpoint(tmp_path, state(2))
     assert load_checkpoint(tmp_path)["step"] == 2
+
+
+class Trap:
+    """What a pickle executes when it is loaded without care."""
+
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (Trap(), "was not written by lion-fast"),
+        (state(1) | {"config": Trap()}, "was not written by lion-fast"),
+        (torch.zeros(3), "it holds a Tensor"),
+        ({}, "it lacks 'training'"),
+        ({key: value for key, value in state(1).items() if key != "probes"}, "it lacks 'probes'"),
+        (state(1) | {"history": [1, 2]}, "it lacks 'history'"),
+    ],
+)
+def test_a_foreign_or_tampered_checkpoint_is_one_line_without_bad_advice(
+    tmp_path, content, words, capsys
+):
+    torch.save(content, tmp_path / NAME)
+    with pytest.raises(UserError, match=words) as caught:
+        load_checkpoint(tmp_path)
+    assert "weights_only" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert "executed" not in capsys.readouterr().out

@@ -55,8 +55,12 @@ class _PlannedBatches(Sampler[list[Planned]]):
 
 
 def _leave_interrupts_to_the_parent(worker: int) -> None:
-    """Survive Ctrl-C, which a terminal sends to workers too: the parent has a step to finish."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Survive what a terminal or a scheduler sends to workers too: the parent has a step to finish.
+
+    Workers end when their parent says so or is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class WorkersLoader(Loader):

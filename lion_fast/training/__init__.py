@@ -8,12 +8,14 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lion_fast.training.guards import Interrupted
     from lion_fast.training.loop import train
     from lion_fast.training.saved import LoadedRun, Prediction, evaluate, load_run, predict
     from lion_fast.training.summary import Summary
     from lion_fast.training.validate import Validation
 
 __all__ = [
+    "Interrupted",
     "LoadedRun",
     "Prediction",
     "Summary",
@@ -24,7 +26,12 @@ __all__ = [
     "train",
 ]
 
-_HOME = {"train": "loop", "Summary": "summary", "Validation": "validate"}
+_HOME = {
+    "Interrupted": "guards",
+    "train": "loop",
+    "Summary": "summary",
+    "Validation": "validate",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,12 +15,29 @@ from lion_fast.training.resolve import Resolved
 def build(
     config: TrainConfig, resolved: Resolved, images: DataSet, plan: BatchPlan
 ) -> DeeplySupervised:
-    """Return the network of `config`, initialised from its seed, channels_last, on its device.
+    """Return the network of `config`, initialised from its seed, channels_last, on its device."""
+    model = on_device(build_model(config, images.num_classes, images.image_size), resolved)
+    initialise(model, config, resolved, images, plan)
+    return model
+
+
+def on_device(model: DeeplySupervised, resolved: Resolved) -> DeeplySupervised:
+    """Bring `model` to its device in channels_last; return it."""
+    model.to(resolved.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def initialise(
+    model: DeeplySupervised,
+    config: TrainConfig,
+    resolved: Resolved,
+    images: DataSet,
+    plan: BatchPlan,
+) -> None:
+    """Initialise `model` from the config's seed.
 
     Data-driven initialisers see the first planned images, unflipped.
     """
-    model = build_model(config, images.num_classes, images.image_size)
-    model.to(resolved.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     calibration = _calibration_batch(config, resolved, images, plan)
     initialize_(
         model,
@@ -30,7 +47,6 @@ def build(
         generator=torch.Generator().manual_seed(config.seed),
         loss=LossOptions.of(config).of_logits,
     )
-    return model
 
 
 def _calibration_batch(

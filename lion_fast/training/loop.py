@@ -12,27 +12,42 @@ from torch import Tensor
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.batches import Loader, planned_batch
-from lion_fast.data.open import open_data
+from lion_fast.data.dataset import DataSet
+from lion_fast.models import DeeplySupervised
 from lion_fast.training.clock import TrainingClock
 from lion_fast.training.console import Console, Silent, ending
 from lion_fast.training.engine import Engine, make_engine
+from lion_fast.training.files import DiskError
 from lion_fast.training.guards import Interrupted, StopSignals, memory_advice
 from lion_fast.training.history import row_width
 from lion_fast.training.outcome import summarize
+from lion_fast.training.own import MakeModel, MakeOptimizer, Own, Schedule
 from lion_fast.training.probe import probe_gradients
-from lion_fast.training.progress import Reporter, Steady
+from lion_fast.training.progress import Reporter, Steady, farewell
 from lion_fast.training.resolve import resolve
-from lion_fast.training.run import Run
-from lion_fast.training.rundir import RunFolder
+from lion_fast.training.run import Run, opened
+from lion_fast.training.rundir import anchored
 from lion_fast.training.step import float32_precision
 from lion_fast.training.summary import Summary
 from lion_fast.training.validate import Validation, validate
 
 
 def train(
-    config: TrainConfig, *, resume: Path | None = None, console: Console | None = None
+    config: TrainConfig,
+    *,
+    resume: Path | str | None = None,
+    console: Console | None = None,
+    model: DeeplySupervised | MakeModel | None = None,
+    images: DataSet | None = None,
+    optimizer: MakeOptimizer | None = None,
+    schedule: Schedule | None = None,
 ) -> Summary:
     """Train one network as `config` says, or go on with the run folder `resume`.
+
+    model: a network of your own, or a function from num_classes and image_size to one; it is
+    initialised by `config.init` like ours. images: a set of your own. optimizer: from parameters to
+    an optimizer, instead of AdamW at `config.lr` and `config.weight_decay`. schedule: from a step,
+    counted from 0, to the factor of the learning rate in it.
 
     Writes a run folder and returns its summary. Raises UserError on bad input, on a non-finite loss
     (the last good checkpoint stays) and when memory or disk run out; Interrupted, which is a
@@ -40,20 +55,22 @@ def train(
     no longer be written does not end the run.
     """
     started = time.perf_counter()
+    own = Own(model, images, optimizer, schedule)
+    config = own.described(anchored(config))
     screen = Steady(console or Silent())
-    with StopSignals() as signals:
+    with StopSignals() as signals, closing(screen), memory_advice(config):
         resolved = resolve(config)
-        images = open_data(config, resolved.loader)
-        folder = RunFolder.reopen(resume, config) if resume else RunFolder.create(config)
         picked = "  ".join(f"{name} {value}" for name, value in resolved.to_dict().items())
         screen.say([f"{config.dataset}  {config.arch}  {config.init}  seed {config.seed}", picked])
-        try:
-            with float32_precision(resolved), memory_advice(config), closing(screen):
-                run = Run(config, resolved, images, folder)
+        with float32_precision(resolved), opened(config, resolved, own, resume) as run:
+            screen.say([run.images.describe()])
+            try:
                 summary = _execute(run, screen, signals, started=started)
-        except KeyboardInterrupt:
-            screen.say([f"interrupted: go on with --resume {folder.path}"])
-            raise
+            except KeyboardInterrupt:
+                screen.close()
+                screen.say([farewell(run.record)])
+                raise
+        screen.close()
         screen.say(ending(summary))
     return summary
 
@@ -90,7 +107,7 @@ def _execute(
                 total_seconds=time.perf_counter() - started,
                 data_wait_percent=reporter.data_wait_percent(loader),
             )
-            record.finish(summary)
+            screen.say(record.finish(summary))
     return summary
 
 
@@ -123,7 +140,10 @@ class _Training:
         return reached or self.enqueued >= self.config.max_steps
 
     def train(self) -> None:
-        """Train to the end, a checkpoint included; raises Interrupted, having saved one too."""
+        """Train to the end, a checkpoint included.
+
+        Raises Interrupted and DiskError, having saved one too where the disk allows it.
+        """
         try:
             self._save_and_validate_if_due()
             while not self.finished:
@@ -132,7 +152,7 @@ class _Training:
                 self.reporter.report(self.record, self.loader)
                 self.signals.check()
                 self._save_and_validate_if_due()
-        except Interrupted:
+        except (Interrupted, DiskError):
             self._save()
             raise
         self._save()

@@ -86,3 +86,10 @@ class Reporter:
         """Return the share of this process's training time in which the host awaited a batch."""
         trained = self._history.seconds - self._seconds_before
         return 100 * loader.data_wait_seconds / trained if trained else 0.0
+
+
+def farewell(record: RunRecord) -> str:
+    """Return the last line of an interrupted run."""
+    if record.saved_step is None:
+        return "interrupted before the first step: nothing was trained"
+    return f"interrupted at step {record.saved_step}: go on with --resume {record.folder.path}"

@@ -18,11 +18,20 @@ from lion_fast.training.validate import Validation
 
 
 class RunRecord:
-    """Keeps steps, validations and probes; mirrors them to CSV files as they come."""
+    """Keeps steps, validations and probes; mirrors them to CSV files as they come.
+
+    facts: what else every checkpoint holds.
+    """
 
     def __init__(
-        self, folder: RunFolder, config: TrainConfig, history: History, num_aux: int
+        self,
+        folder: RunFolder,
+        config: TrainConfig,
+        history: History,
+        num_aux: int,
+        facts: dict[str, Any],
     ) -> None:
+        self._facts = facts
         self.folder, self.config, self.history = folder, config, history
         self.validations: list[list[float]] = []
         self.probes: list[list[float]] = []
@@ -108,8 +117,7 @@ class RunRecord:
             self._tensorboard.close()
 
     def save(self, training_state: dict[str, Any]) -> None:
-        """Write a checkpoint of `training_state` and of this record."""
-        self.flush()
+        """Write a checkpoint of `training_state` and of this record, then flush the files."""
         save_checkpoint(
             self.folder.path,
             {
@@ -118,9 +126,11 @@ class RunRecord:
                 "history": self.history.state(),
                 "validations": self.validations,
                 "probes": self.probes,
+                **self._facts,
             },
         )
         self.saved_step = len(self.history)
+        self.flush()
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Restore from a checkpoint that `save` wrote."""
@@ -129,13 +139,18 @@ class RunRecord:
         self.probes = checkpoint["probes"]
         self.saved_step = len(self.history)
 
-    def finish(self, summary: Summary) -> None:
-        """Write summary.json, env.txt and curves.png."""
+    def finish(self, summary: Summary) -> list[str]:
+        """Write summary.json, env.txt and curves.png; return notes on what is missing."""
+        self.flush()
         self.folder.write_json("summary.json", summary.to_dict())
         facts = summary.environment
         self.folder.write_text("env.txt", "".join(f"{k}: {v}\n" for k, v in facts.items()))
         title = f"{Path(self.config.dataset).stem}  {self.config.arch}  {self.config.init}"
-        plot_curves(self.history, self.folder.path / "curves.png", title)
+        try:
+            plot_curves(self.history, self.folder.path / "curves.png", title)
+        except (ImportError, OSError) as error:
+            return [f"no curves.png, all else is written: {error}"]
+        return []
 
 
 def _tensorboard_writer(path: Path, purge_step: int) -> Any:

@@ -1,49 +1,99 @@
 """A run before its first step: network, step and record, fresh or as a checkpoint left them."""
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from lion_fast.config import TrainConfig
-from lion_fast.data import make_loader
 from lion_fast.data.batches import BatchSpec, Loader
 from lion_fast.data.dataset import DataSet
+from lion_fast.data.make import make_loader
 from lion_fast.data.plan import BatchPlan
-from lion_fast.training.build import build
-from lion_fast.training.checkpoint import load_checkpoint
+from lion_fast.errors import UserError
+from lion_fast.training.build import initialise, on_device
 from lion_fast.training.history import History
+from lion_fast.training.own import Own
 from lion_fast.training.record import RunRecord
 from lion_fast.training.resolve import Resolved
+from lion_fast.training.resume import check_data, reopened
 from lion_fast.training.rundir import RunFolder
 from lion_fast.training.step import TrainStep
 
 
+@contextmanager
+def opened(
+    config: TrainConfig, resolved: Resolved, own: Own, resume: Path | str | None
+) -> Iterator["Run"]:
+    """Hold a new run folder, or go on with `resume`; nothing is written before all is checked.
+
+    Raises UserError on bad input; see `reopened`.
+    """
+    with ExitStack() as held:
+        earlier = held.enter_context(reopened(resume, config)) if resume is not None else None
+        checkpoint = earlier.checkpoint if earlier else None
+        if checkpoint is not None:
+            own.check_same_as(checkpoint.get("own", []), resume)
+        images = own.open_images(config, resolved)
+        if earlier is not None:
+            check_data(images, earlier)
+        plan = BatchPlan(images.num_train, config.batch_size, config.seed, config.crop_padding)
+        started = time.perf_counter()
+        model = on_device(own.network(config, images), resolved)
+        folder = earlier.folder if earlier else held.enter_context(RunFolder.create(config))
+        if checkpoint is None:
+            initialise(model, config, resolved, images, plan)
+        init_seconds = time.perf_counter() - started
+        step = TrainStep(model, config, resolved, own)
+        run = Run(config, resolved, images, plan, step, folder, own.names(), init_seconds)
+        if checkpoint is not None:
+            run.restore(checkpoint)
+        if earlier is not None:
+            folder.write_config(config)
+        yield run
+
+
 class Run:
-    """One run, set up from its folder: fresh, or as its newest checkpoint left it."""
+    """What a run consists of."""
 
     def __init__(
         self,
         config: TrainConfig,
         resolved: Resolved,
         images: DataSet,
+        plan: BatchPlan,
+        step: TrainStep,
         folder: RunFolder,
+        own_parts: list[str],
+        init_seconds: float,
     ) -> None:
-        self.config, self.resolved, self.images = config, resolved, images
-        self.plan = BatchPlan(images.num_train, config.batch_size, config.seed, config.crop_padding)
-        init_started = time.perf_counter()
-        model = build(config, resolved, images, self.plan)
-        self.init_seconds = time.perf_counter() - init_started
-        self.step = TrainStep(model, config, resolved)
-        num_aux = len(model.heads.aux)
+        self.config, self.resolved, self.images, self.plan = config, resolved, images, plan
+        self.step, self.init_seconds = step, init_seconds
+        num_aux = len(step.model.heads.aux)
+        facts = {"own": own_parts, "data": images.facts().to_dict()}
         self.history = History(
             num_heads=num_aux + 1,
             batch_size=config.batch_size,
             window=config.window,
             target=config.target_accuracy,
         )
-        self.record = RunRecord(folder, config, self.history, num_aux)
-        checkpoint = load_checkpoint(folder.path)
-        if checkpoint is not None:
+        self.record = RunRecord(folder, config, self.history, num_aux, facts)
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Bring weights, optimizer and record to where `checkpoint` left them."""
+        try:
             self.record.load(checkpoint)
             self.step.load_state_dict(checkpoint["training"])
+        except torch.OutOfMemoryError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UserError(
+                f"the checkpoint in {self.record.folder.path} does not fit its config, so it was"
+                f" changed or another version wrote it ({str(error)[:200]}): start the run again"
+            ) from None
 
     def loader(self) -> Loader:
         """Return the loader of this run's batches; close it."""

@@ -1,5 +1,6 @@
 """One training step as device work, without a host sync: forward, backward, update, meter."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,26 +14,23 @@ from lion_fast.kernels import HeadLosses
 from lion_fast.models import DeeplySupervised
 from lion_fast.training.history import write_row
 from lion_fast.training.losses import LossOptions
+from lion_fast.training.own import DEFAULT, Own, starts_at_zero
 from lion_fast.training.resolve import Resolved
 
 
 class TrainStep:
     """Callable that trains `model` on one batch and writes one meter row."""
 
-    def __init__(self, model: DeeplySupervised, config: TrainConfig, resolved: Resolved) -> None:
+    def __init__(
+        self, model: DeeplySupervised, config: TrainConfig, resolved: Resolved, own: Own = DEFAULT
+    ) -> None:
         device = resolved.device
         self.model = model
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.lr,
-            betas=(0.9, 0.999),
-            weight_decay=config.weight_decay,
-            fused=True,
-            capturable=device.type == "cuda",
-        )
+        self.optimizer = own.make_optimizer(model, config, resolved)
         self.scaler = torch.amp.GradScaler(device.type, enabled=resolved.precision == "fp16")
         self.loss = LossOptions.of(config)
         self.steps_done = torch.zeros((), device=device)
+        self._rates = _Rates(self.optimizer, own.lr_factors(config, device))
         self._aux_weight_at = self.loss.aux_weight_schedule(device)
         self._forward = _forward(model, self.loss, resolved)
 
@@ -44,6 +42,7 @@ class TrainStep:
     def __call__(self, batch: Batch, row: Tensor) -> None:
         """Train on `batch`; write what it measured before the update into `row` (1 + 2H,)."""
         aux_weight = self.next_aux_weight()
+        self._rates.set(self.steps_done)
         self.steps_done.add_(1)
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._forward(batch.images, batch.labels, aux_weight)
@@ -69,6 +68,7 @@ class TrainStep:
         """Restore `state_dict()`; replaces the optimizer's tensors, so do it before a capture."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._rates.attach()
         self.scaler.load_state_dict(state["scaler"])
         self.steps_done.copy_(state["steps_done"])
 
@@ -76,24 +76,68 @@ class TrainStep:
     def rehearsal(self) -> Iterator[None]:
         """Run steps inside for warm-up: what they change is restored on exit, in place."""
         model_state = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        optimizer_state = {
-            parameter: {name: value.clone() for name, value in entries.items()}
-            for parameter, entries in self.optimizer.state.items()
-        }
+        restore_optimizer = self._optimizer_restorer()
         scaler_state = self.scaler.state_dict()
         steps_done = self.steps_done.clone()
         yield
         with torch.no_grad():
             for name, tensor in self.model.state_dict().items():
                 tensor.copy_(model_state[name])
-            for parameter, entries in self.optimizer.state.items():
-                for name, value in entries.items():
-                    # A fresh AdamW state is all zeros: what the first step would have made.
-                    before = optimizer_state.get(parameter)
-                    value.copy_(before[name]) if before else value.zero_()
+            restore_optimizer()
             self.scaler.load_state_dict(scaler_state)
             self.steps_done.copy_(steps_done)
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _optimizer_restorer(self) -> Callable[[], None]:
+        """Return what brings the optimizer's state back: in place where the state allows it."""
+        optimizer = self.optimizer
+        if not starts_at_zero(optimizer):
+            saved = copy.deepcopy(optimizer.state_dict())
+
+            def reload() -> None:
+                optimizer.state.clear()
+                optimizer.load_state_dict(saved)
+                self._rates.attach()
+
+            return reload
+        before = {
+            parameter: {name: value.clone() for name, value in entries.items()}
+            for parameter, entries in optimizer.state.items()
+        }
+
+        def restore() -> None:
+            for parameter, entries in optimizer.state.items():
+                for name, value in entries.items():
+                    values = before.get(parameter)
+                    value.copy_(values[name]) if values else value.zero_()
+
+        return restore
+
+
+class _Rates:
+    """The learning rates of a scheduled optimizer, as device scalars that a step sets itself."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, factors: Tensor | None) -> None:
+        self._optimizer, self._factors = optimizer, factors
+        self._full = [float(group["lr"]) for group in optimizer.param_groups]
+        self._now: list[Tensor] = []
+        if factors is not None:
+            self._now = [factors.new_tensor(rate) for rate in self._full]
+            self.attach()
+
+    def attach(self) -> None:
+        """Let the optimizer read the scalars; to be called again when its state was loaded."""
+        for group, rate in zip(self._optimizer.param_groups, self._now, strict=False):
+            group["lr"] = rate
+
+    def set(self, steps_done: Tensor) -> None:
+        """Write the rates of the step that follows `steps_done` (), without a host sync."""
+        if self._factors is None:
+            return
+        step = steps_done.long().clamp(max=len(self._factors) - 1)
+        factor = self._factors.index_select(0, step.reshape(1)).reshape(())
+        for rate, full in zip(self._now, self._full, strict=True):
+            rate.copy_(factor * full)
 
 
 def autocast(resolved: Resolved) -> torch.autocast:

@@ -1,0 +1,263 @@
+"""A run folder belongs to one process, tells the truth, and survives disks that are full."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from run_results import results, table
+from test_interrupts import Listener
+
+from lion_fast.config import TrainConfig
+from lion_fast.errors import UserError
+from lion_fast.training import train
+from lion_fast.training.checkpoint import NAME, load_checkpoint
+from lion_fast.training.files import LOCK
+from lion_fast.training.resume import check_config
+from lion_fast.training.rundir import RunFolder
+
+
+@pytest.fixture
+def config(tmp_path, stripes):
+    return TrainConfig(
+        dataset=str(stripes),
+        growth_rate=2,
+        block_layers=1,
+        batch_size=32,
+        max_steps=9,
+        window=3,
+        log_every=3,
+        checkpoint_every=0,
+        device="cpu",
+        out=tmp_path / "runs",
+    )
+
+
+@pytest.fixture
+def run(config):
+    """A finished run of 9 steps."""
+    return train(config).run
+
+
+def contents(run):
+    return {path.name: path.read_bytes() for path in run.iterdir()}
+
+
+HOLD = """
+import fcntl, os, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print(os.getpid(), file=file, flush=True)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_told_who_holds_the_folder_and_touches_nothing(run, config):
+    command = [sys.executable, "-c", HOLD, str(run / LOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        before = contents(run)
+        with pytest.raises(UserError, match=f"in use by process {holder.pid}: wait"):
+            train(replace(config, max_steps=12), resume=run)
+        assert contents(run) == before
+        holder.kill()
+    # The lock has ended with its process, though the file is still there.
+    assert train(replace(config, max_steps=12), resume=run).steps == 12
+    assert not (run / LOCK).exists()
+
+
+def test_a_folder_is_held_against_the_same_process_too(config):
+    errors = []
+
+    def resume_meanwhile():
+        (run,) = config.out.iterdir()
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}") as caught:
+            train(config, resume=run)
+        errors.append(caught.value)
+
+    assert train(config, console=Listener(resume_meanwhile, at=3)).steps == 9
+    assert errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr": 0.5}, "lr 0.005 -> 0.5"),
+        ({"batch_size": 64, "window": 4}, "batch_size 32 -> 64, window 3 -> 4"),
+        ({"init": "he"}, "init lion_dg -> he"),
+    ],
+)
+def test_an_edited_config_is_refused_and_its_changes_are_listed(run, config, changes, words):
+    edited = replace(config, **changes)
+    RunFolder(run).write_config(edited)
+    before = contents(run)
+    for asked in (config, edited):
+        with pytest.raises(UserError, match=words):
+            train(asked, resume=run)
+    with pytest.raises(UserError, match=f"config.json is not what its checkpoint.*{words}"):
+        check_config(run, load_checkpoint(run))
+    assert contents(run) == before
+
+
+def test_another_config_is_refused_from_python_too(run, config):
+    before = contents(run)
+    with pytest.raises(UserError, match="seed 42 -> 7"):
+        train(replace(config, seed=7), resume=run)
+    assert contents(run) == before
+
+
+def test_a_run_cannot_be_resumed_to_fewer_steps_than_it_has(run, config):
+    before = contents(run)
+    with pytest.raises(UserError, match="max_steps is 5, but .* is at step 9: give at least 9"):
+        train(replace(config, max_steps=5), resume=run)
+    assert contents(run) == before
+
+
+def test_a_folder_that_is_no_run_is_not_resumed(config, tmp_path):
+    for path in (tmp_path, Path(config.dataset), tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="is not a run folder"):
+            train(config, resume=path)
+    assert not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 5000}, "batch_size is 5000"),
+        ({"dataset": "nowhere.npz"}, "no such file"),
+        ({"placement": "residual"}, "placement is 'residual'"),
+        ({"num_classes": 9}, "num_classes is 9"),
+        ({"engine": "graph"}, "engine graph"),
+    ],
+)
+def test_a_refused_run_leaves_no_folder(config, changes, words):
+    with pytest.raises(UserError, match=words):
+        train(replace(config, **changes))
+    assert not config.out.exists()
+
+
+def test_a_dataset_given_by_a_relative_path_is_found_from_anywhere(config, monkeypatch, tmp_path):
+    dataset = Path(config.dataset)
+    monkeypatch.chdir(dataset.parent)
+    run = train(replace(config, dataset=dataset.name)).run
+    monkeypatch.chdir(tmp_path)
+    assert json.loads((run / "config.json").read_text())["dataset"] == str(dataset)
+    assert train(replace(config, max_steps=12), resume=str(run)).steps == 12
+
+
+def test_folders_and_checkpoints_of_earlier_versions_still_open(run, config):
+    state = load_checkpoint(run)
+    state = {key: state[key] for key in ("training", "config", "history", "validations", "probes")}
+    torch.save(state | {"rng": torch.get_rng_state()}, run / NAME)
+    train(replace(config, max_steps=12), resume=run)
+    whole = train(replace(config, max_steps=12)).run
+    assert table(run) == table(whole)
+    assert results(run) == results(whole)
+
+
+def test_a_checkpoint_of_another_network_is_one_line(run, config):
+    state = load_checkpoint(run)
+    state["training"]["model"].pop("heads.main.linear.weight")
+    torch.save(state, run / NAME)
+    with pytest.raises(UserError, match="does not fit its config"):
+        train(config, resume=run)
+
+
+def rewrite(path, **changes):
+    """Change arrays of an .npz in place."""
+    with np.load(path) as archive:
+        np.savez(path, **(dict(archive) | changes))
+
+
+def other_pixel(arrays):
+    arrays = arrays.copy()
+    arrays.flat[0] ^= 1
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x, y: {"x_train": other_pixel(x)}, "other training images or labels"),
+        (lambda x, y: {"x_train": x[:400], "y_train": y[:400]}, "400 training images, and there"),
+        (
+            lambda x, y: {"y_train": np.minimum(y, 2), "y_test": y[:200] % 3},
+            "classes that are gone",
+        ),
+        (
+            lambda x, y: {"x_train": x.repeat(2, 1), "x_test": x[:200].repeat(2, 1)},
+            "images are 16x8 and were 8x8",
+        ),
+    ],
+)
+def test_other_data_at_the_same_path_is_refused_with_what_differs(config, tmp_path, change, words):
+    dataset = Path(shutil.copy(config.dataset, tmp_path / "data.npz"))
+    config = replace(config, dataset=str(dataset))
+    run = train(config).run
+    before = contents(run)
+    with np.load(dataset) as archive:
+        x, y = archive["x_train"], archive["y_train"]
+    rewrite(dataset, **change(x, y))
+    with pytest.raises(UserError, match=f"data is not what .* was trained on: .*{words}"):
+        train(replace(config, max_steps=12), resume=run)
+    assert contents(run) == before
+
+
+def fill_the_disk_of(name):
+    """Let every further write of this process's open file of that name fail with ENOSPC."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    for link in Path("/proc/self/fd").iterdir():
+        if link.is_symlink() and os.readlink(link).endswith(name):
+            os.dup2(full, int(link.name))
+    os.close(full)
+
+
+def test_a_disk_full_at_the_metrics_costs_no_step(config):
+    console = Listener(lambda: fill_the_disk_of("metrics.csv"), at=3)
+    with pytest.raises(UserError, match="cannot write .*metrics.csv: No space left") as caught:
+        train(config, console=console)
+    (run,) = config.out.iterdir()
+    assert f"then --resume {run}" in str(caught.value)
+    assert len(load_checkpoint(run)["history"]) == 6
+    train(config, resume=run)
+    assert table(run) == table(train(config).run)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "summary.json.tmp", "config.json.tmp", LOCK])
+def test_a_file_that_cannot_be_written_is_one_line(run, config, name):
+    (run / name).unlink(missing_ok=True)
+    (run / name).mkdir()
+    shown = re.escape(str(run / name.removesuffix(".tmp")))
+    with pytest.raises(UserError, match=f"cannot write {shown}: .*then --resume") as caught:
+        train(replace(config, max_steps=12), resume=run)
+    assert "\n" not in str(caught.value)
+    (run / name).rmdir()
+    assert train(replace(config, max_steps=12), resume=run).steps == 12
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing_but_a_line(config):
+    console = Listener()
+    console.act = lambda: next(config.out.iterdir()).joinpath("curves.tmp").mkdir()
+    console.at = 3
+    summary = train(config, console=console)
+    assert json.loads((summary.run / "summary.json").read_text())["steps"] == 9
+    assert any(line.startswith("no curves.png, all else is written") for line in console.lines)
+
+
+def test_no_room_for_a_run_folder_is_one_line_and_leaves_none(config, monkeypatch):
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(UserError, match="cannot make a run folder: .*No space left"):
+        train(config)
+    assert not list(config.out.iterdir())
+
+
+def no_space(descriptor):
+    raise OSError(28, "No space left on device")
