@@ -25,7 +25,6 @@ setup(
         "lion_fast.kernels",
         "lion_fast.kernels.heads",
         "lion_fast.models",
-        "lion_fast.report",
         "lion_fast.study",
         "lion_fast.training",
     ],

@@ -46,10 +46,15 @@ class Outcome:
             "target_accuracy": 0.7,
             "steps_to_target": NUM_STEPS,
             "seconds_to_target": self.seconds,
+            "step_milliseconds_median": None,
+            "init_seconds": 0.0,
+            "setup_seconds": 0.0,
             "train_seconds": self.seconds,
             "total_seconds": self.seconds,
             "val_accuracy": 0.8,
+            "val_accuracy_per_head": [0.8],
             "resolved": self.resolved,
+            "environment": {},
         }
 
 

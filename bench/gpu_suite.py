@@ -124,7 +124,7 @@ def study_commands(study: str, args: argparse.Namespace) -> dict[str, list[str]]
     data = [f"--data-dir={args.data_dir}"] if args.data_dir else []
     return {
         "run": [*command, "study", study, "--device=cuda", *data, f"--out={store}"],
-        "export": [*command, "study", study, f"--export={folder}", f"--out={store}"],
+        "export": [*command, "study", study, f"--export={folder}", "--force", f"--out={store}"],
         "report": [*command, "report", study, f"--out={folder}", f"--studies={store}"],
     }
 

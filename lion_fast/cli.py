@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -20,6 +20,9 @@ import lion_fast
 from lion_fast.config import PRESETS, Engine, TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.training.console import Plain, make_console, silence_stdout
+
+if TYPE_CHECKING:
+    from lion_fast.study.grid import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ class _StudyArguments:
     """quickstart, table1, table2, table6, headline, table7, gradinit, figure1, alpha, warmup,
     boundary, sensitivity, exits, or a TOML file."""
     seeds: tuple[int, ...] | None = None
-    """Seeds of every variant. Default: the study's."""
+    """Seeds of every variant, such as 42 123. Default: the study's."""
     jobs: int = 1
     """Runs at a time. More than 1 finishes sooner, but each run's seconds then say less."""
     max_steps: int | None = None
@@ -101,11 +104,13 @@ class _StudyArguments:
     out: Path = Path("studies")
     """Folder in which the study's folder is made."""
     dry_run: bool = False
-    """List the runs and what is done of them, then end."""
+    """List the runs, what is done of them and what could not run here, then end."""
     status: bool = False
     """Show a table of the runs and the time left, live while any is in progress."""
     export: Path | None = None
     """Write the results to summaries.csv and metrics.csv in this folder, then end."""
+    force: bool = False
+    """With --export: write into a folder that holds something else."""
 
 
 @dataclass
@@ -199,10 +204,11 @@ def _doctor(arguments: Sequence[str]) -> int:
 
 def _study(arguments: Sequence[str]) -> int:
     parsed = tyro.cli(_StudyArguments, args=arguments, prog="lion-fast study")
+    _check_study_flags(parsed)
 
-    from lion_fast.report.results import read_study, study_as_stored
+    from lion_fast.report.results import study_as_stored
     from lion_fast.study.export import export_csv
-    from lion_fast.study.runner import run_study
+    from lion_fast.study.saying import say
     from lion_fast.study.status import status_lines, watch
     from lion_fast.study.studies import find_study
 
@@ -219,18 +225,48 @@ def _study(arguments: Sequence[str]) -> int:
     )
     if parsed.status and sys.stdout.isatty():
         watch(study, parsed.out)
-    elif parsed.status or parsed.dry_run:
-        print("\n".join(status_lines(study, parsed.out)))
-    elif parsed.export is not None:
-        for path in export_csv(study, parsed.out, parsed.export):
-            print(path)
-    else:
-        outcome = run_study(study, parsed.out, jobs=parsed.jobs)
-        from lion_fast.report.comparisons import conclusion
+    elif parsed.status:
+        say("\n".join(status_lines(study, parsed.out)))
+    elif parsed.dry_run:
+        from lion_fast.study.check import obstacle_lines
 
-        print("\n".join(conclusion(read_study(study, parsed.out))))
-        return 1 if outcome.num_failed else 0
+        say("\n".join([*status_lines(study, parsed.out), *obstacle_lines(study)]))
+    elif parsed.export is not None:
+        for path in export_csv(study, parsed.out, parsed.export, force=parsed.force):
+            say(str(path))
+    else:
+        return _run_study(study, parsed)
     return 0
+
+
+def _check_study_flags(parsed: _StudyArguments) -> None:
+    if parsed.seeds == ():
+        raise UserError("--seeds has no value: give at least one number, like --seeds 42 123")
+    wanted = {
+        "--dry-run": parsed.dry_run,
+        "--status": parsed.status,
+        "--export": parsed.export is not None,
+    }
+    given = [flag for flag, is_given in wanted.items() if is_given]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} exclude each other: give one at a time")
+    if parsed.force and parsed.export is None:
+        raise UserError("--force goes with --export FOLDER only")
+
+
+def _run_study(study: "Study", parsed: _StudyArguments) -> int:
+    from lion_fast.report.comparisons import conclusion
+    from lion_fast.report.results import read_study
+    from lion_fast.study.runner import run_study
+    from lion_fast.study.saying import say
+    from lion_fast.study.stopping import signal_of
+
+    try:
+        outcome = run_study(study, parsed.out, jobs=parsed.jobs)
+    except KeyboardInterrupt as stop:
+        return 128 + signal_of(stop)
+    say("\n".join(conclusion(read_study(study, parsed.out))))
+    return 1 if outcome.num_failed else 0
 
 
 def _report(arguments: Sequence[str]) -> int:
@@ -240,14 +276,14 @@ def _report(arguments: Sequence[str]) -> int:
 
     from lion_fast.report.page import report_studies
     from lion_fast.report.results import read_study
+    from lion_fast.study.saying import say
     from lion_fast.study.studies import find_study
 
     names = dict.fromkeys(parsed.subjects)
     written = report_studies(
         [read_study(find_study(name), parsed.studies) for name in names], parsed.out
     )
-    for path in written:
-        print(path)
+    say("\n".join(map(str, written)))
     return 0
 
 

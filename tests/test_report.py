@@ -15,7 +15,7 @@ from lion_fast.report.plots import (
     draw_study,
 )
 from lion_fast.report.results import read_study, study_as_stored
-from lion_fast.study.studies import STUDIES
+from lion_fast.study.studies import STUDIES, find_study
 
 QUICKSTART = STUDIES["quickstart"]
 TABLE6 = STUDIES["table6"]
@@ -213,7 +213,67 @@ def test_one_seed_gives_no_p_value_and_says_so(tmp_path):
 
 def test_nothing_is_concluded_where_nothing_ran(tmp_path):
     fill(QUICKSTART, tmp_path, lambda config: None)
-    assert conclusion(read_study(QUICKSTART, tmp_path)) == []
+    assert conclusion(read_study(QUICKSTART, tmp_path)) == [
+        "he: no finished run (0 failed, 3 missing)",
+        "lion_dg: no finished run (0 failed, 3 missing)",
+    ]
+
+
+def test_the_conclusion_names_variants_without_a_finished_run(tmp_path):
+    def only_he(config):
+        if config.init == "he":
+            return {"steps_to_target": 80}
+        return "loss is nan" if config.seed == 42 else None
+
+    fill(QUICKSTART, tmp_path, only_he)
+    lines = conclusion(read_study(QUICKSTART, tmp_path))
+    assert lines[1] == "lion_dg: no finished run (1 failed, 2 missing)"
+
+
+TOML = """
+title = "Mine"
+preset = "quickstart"
+[axes]
+init = ["he", "lion_dg"]
+lr = [0.001, 0.01]
+"""
+
+
+def test_a_toml_study_that_never_ran_is_told_its_own_command(tmp_path, capsys):
+    path = tmp_path / "mine.toml"
+    path.write_text(TOML)
+    assert report(tmp_path, str(path)) == 2
+    assert f"run `lion-fast study {path}` first" in capsys.readouterr().err
+    fill(find_study(str(path)), tmp_path, lambda config: None)
+    assert report(tmp_path, str(path)) == 2
+    assert f"run `lion-fast study {path}` first" in capsys.readouterr().err
+
+
+def test_a_users_own_grid_shows_its_axes_and_nothing_of_the_papers(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(TOML)
+    fill(find_study(str(path)), tmp_path, lambda config: {"steps_to_target": 80})
+    assert report(tmp_path, str(path)) == 0
+    text = page(tmp_path)
+    assert "lr 0.001, 0.01, at most 400 steps" in text
+    assert "0.0005" not in text  # the preset's rate, with which nothing ran
+    assert "tatement" not in text and "not tested: no p" not in text
+    assert "bench_overhead" not in text
+
+
+def test_runs_too_short_to_reach_a_target_have_no_table_of_steps(tmp_path):
+    study = STUDIES["figure1"].override(seeds=(42, 123))
+
+    def short(config):
+        return {"steps_to_target": None} if config.max_steps == 100 else None
+
+    fill(study, tmp_path, short)
+    assert report(tmp_path, "figure1") == 0
+    assert "not reached" not in page(tmp_path) and "Steps to" not in page(tmp_path)
+    fill(study, tmp_path, lambda c: None if c.max_steps == 100 else {"steps_to_target": 1200})
+    report(tmp_path, "figure1")
+    assert line_of(page(tmp_path), "he gradient_ratio_every=20 ", "2 of 2")
+    assert "0 of 2" not in page(tmp_path)
 
 
 def test_gradient_ratios_are_shown_with_the_growth_of_the_heads(tmp_path):
@@ -266,7 +326,7 @@ def test_every_named_study_can_be_drawn(tmp_path, name):
     ("arguments", "words"),
     [
         (["quikstart"], "unknown study 'quikstart': did you mean quickstart?"),
-        (["quickstart"], "run `lion-fast study` first"),
+        (["quickstart"], "run `lion-fast study quickstart` first"),
         (["table6"], "no run of table6 is finished"),
         (["a.json"], "unknown study 'a.json'"),
     ],

@@ -11,7 +11,7 @@ from lion_fast.report.paper import (
     published_steps,
 )
 from lion_fast.report.results import read_study
-from lion_fast.report.statements import STATEMENTS, judge_all
+from lion_fast.report.statements import judge_all
 from lion_fast.study.studies import STUDIES
 
 PAPER = TrainConfig(dataset="cifar10", init="lion_dg")
@@ -63,11 +63,19 @@ def test_a_difference_is_not_tested_with_one_seed(tmp_path, words):
     assert "fewer than 2 seeds" in found.evidence
 
 
-def test_what_no_study_at_hand_covers_is_not_tested_and_names_the_study(tmp_path):
-    judgements = judged(tmp_path, "quickstart", steps(lion_dg=10))
-    assert len(judgements) == len(STATEMENTS)
-    assert {found.verdict for found in judgements.values()} == {"not tested"}
-    assert verdict(judgements, "Theorem 1").evidence == "needs the study boundary"
+def test_only_statements_on_runs_of_the_study_are_judged(tmp_path):
+    assert judged(tmp_path, "quickstart", steps(lion_dg=10)) == {}
+    judgements = judged(tmp_path, "table6", steps(lion_dg=900))
+    assert len(judgements) == 5
+    assert not any("ResNet" in text or "CIFAR-100" in text for text in judgements)
+
+
+def test_what_has_not_run_yet_is_not_tested_and_the_reason_names_it(tmp_path):
+    def only_he(config):
+        return {"steps_to_target": 1000} if config.init == "he" else None
+
+    found = verdict(judged(tmp_path, "gradinit", only_he), "GradInit")
+    assert found == ("not tested", "no finished runs of cifar10 densenet_ds gradinit")
 
 
 def test_the_most_telling_of_several_studies_decides(tmp_path):

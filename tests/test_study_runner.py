@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from study_runs import summary
 
 from lion_fast.cli import main
 from lion_fast.config import TrainConfig
@@ -18,8 +20,18 @@ from lion_fast.errors import UserError
 from lion_fast.study import runner
 from lion_fast.study.grid import Study, grid
 from lion_fast.study.runner import run_study
-from lion_fast.study.status import cell_states, clock, seconds_left, status_lines
-from lion_fast.study.store import Store
+from lion_fast.study.status import (
+    CellState,
+    cell_states,
+    clock,
+    num_cores,
+    seconds_left,
+    status_lines,
+    status_table,
+    steps_done,
+    time_left,
+)
+from lion_fast.study.store import Store, StoredCell
 
 TESTS = Path(__file__).parent
 STUDY = Study(
@@ -41,18 +53,16 @@ class FakeSummary:
         self.run, self.resumed_at = run, resumed_at
 
     def to_dict(self):
-        return {
-            "run": str(self.run),
-            "steps": NUM_STEPS,
-            "target_accuracy": 0.7,
-            "steps_to_target": 5,
-            "seconds_to_target": 0.5,
-            "total_seconds": 2.0,
-            "train_seconds": 1.0,
-            "val_accuracy": 0.8,
-            "resumed_at": self.resumed_at,
-            "resolved": self.resolved,
-        }
+        return summary(
+            STUDY.base,
+            run=str(self.run),
+            steps=NUM_STEPS,
+            steps_to_target=5,
+            total_seconds=2.0,
+            train_seconds=1.0,
+            resumed_at=self.resumed_at,
+            resolved=self.resolved,
+        )
 
 
 def log(config, event):
@@ -195,11 +205,12 @@ SCRIPT = f"""
 import sys
 sys.path.insert(0, {str(TESTS)!r})
 import test_study_runner as t
+from lion_fast.study.stopping import signal_of
 from pathlib import Path
 try:
     outcome = t.run_study(t.STUDY, Path(sys.argv[1]), jobs=2, trainer=t.slow_train)
-except KeyboardInterrupt:
-    sys.exit(130)
+except KeyboardInterrupt as stop:
+    sys.exit(128 + signal_of(stop))
 print(outcome)
 """
 
@@ -270,18 +281,85 @@ def test_a_killed_study_leaves_no_worker_and_goes_on_where_it_stood(tmp_path):
             assert len(store.table("metrics", stored.id).rows) == NUM_STEPS
 
 
-def test_ctrl_c_lets_runs_in_flight_save_and_exits_130(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_lets_runs_in_flight_save_and_is_the_exit_code(tmp_path, number):
     process = start(tmp_path)
     log = tmp_path / "fake" / "runs" / "log.txt"
     wait_for(lambda: log.exists() and len(events(tmp_path)) >= 2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
+    assert process.returncode == 128 + number, errors
     assert errors == ""
     assert "interrupted" in output
     last = list({event[3]: event[0] for event in events(tmp_path)}.values())  # of every worker
     assert set(last) <= {"saved", "finished"}
     assert "saved" in last
+
+
+def test_a_terminated_study_of_real_runs_goes_on_from_their_checkpoints(tmp_path, stripes):
+    path = tmp_path / "long.toml"
+    path.write_text(
+        f"""
+        seeds = [1]
+        axes = {{init = ["he"]}}
+        [base]
+        dataset = "{stripes}"
+        device = "cpu"
+        growth_rate = 2
+        block_layers = 1
+        batch_size = 8
+        max_steps = 100000
+        checkpoint_every = 0
+        log_every = 5
+        """
+    )
+    out = tmp_path / "studies"
+    command = [sys.executable, "-m", "lion_fast.cli", "study", str(path), "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_for(lambda: any(map(steps_done, out.glob("long/runs/*"))))
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (143, b"")
+    assert list(out.glob("long/runs/*/*/checkpoint*"))
+
+
+def test_a_hang_up_that_is_ignored_does_not_end_a_study(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start(tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    log = tmp_path / "fake" / "runs" / "log.txt"
+    wait_for(lambda: log.exists() and len(events(tmp_path)) >= 2)
+    process.send_signal(signal.SIGHUP)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, ""), output
+
+
+def test_a_study_goes_on_quietly_when_nobody_reads_what_it_says(tmp_path):
+    with start(tmp_path) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+    assert None not in summaries(tmp_path)
+
+
+def test_output_onto_a_full_disk_is_lost_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "lion_fast.cli", "study", "table1", "--status"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+    expected = "lion-fast: standard output was lost: No space left on device\n"
+    assert (done.returncode, done.stderr) == (0, expected)
+
+
+def test_status_into_a_pipe_that_was_closed_is_quiet(tmp_path):
+    command = [sys.executable, "-m", "lion_fast.cli", "study", "table1", "--status"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
 
 
 def test_a_worker_that_has_just_finished_is_deaf_to_an_interrupt(tmp_path, monkeypatch):
@@ -298,13 +376,14 @@ def test_a_worker_that_has_just_finished_is_deaf_to_an_interrupt(tmp_path, monke
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_terminals_ctrl_c_reaches_each_run_once(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_terminals_signal_reaches_each_run_once(tmp_path, number):
     process = start(tmp_path)
     log = tmp_path / "fake" / "runs" / "log.txt"
     wait_for(lambda: log.exists() and len(events(tmp_path)) >= 2)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal signals workers too
+    os.killpg(process.pid, number)  # a terminal signals workers too
     output, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, "")
+    assert (process.returncode, errors) == (128 + number, "")
     assert "saved" in {event[0] for event in events(tmp_path)}
 
 
@@ -337,13 +416,138 @@ def test_the_time_left_counts_steps_and_jobs(tmp_path):
     assert clock(3661.4) == "1:01:01"
 
 
+def test_more_jobs_than_cores_are_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "num_cores", lambda: 2)
+    said = []
+    run_study(STUDY, tmp_path, jobs=3, trainer=fake_train, say=said.append)
+    assert any("oversubscribed: 3 runs at a time share 2 cores" in text for text in said)
+    run_study(STUDY, tmp_path, jobs=3, trainer=fake_train, say=said.append)
+    assert sum("oversubscribed" in text for text in said) == 1  # nothing was left to run
+
+
+def train_in_view(config, resume, jobs):
+    folder = config.out / "run"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    for step in range(1, NUM_STEPS + 1):
+        with open(folder / "metrics.csv", "a", encoding="utf-8") as file:
+            file.write("step,loss\n" * (step == 1) + f"{step},1.0\n")
+        time.sleep(0.05)
+    return FakeSummary(folder, 0)
+
+
+def test_a_running_cell_shows_its_step_now_and_then(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "PROGRESS_SECONDS", 0.02)
+    said = []
+    study = STUDY.override(seeds=(1,))
+    run_study(study, tmp_path, trainer=train_in_view, say=said.append)
+    steps = [text.split("step ")[1] for text in said if "running he" in text]
+    assert steps and len(set(steps)) == len(steps)
+    assert steps[-1].endswith(" of 8")
+
+
+def states_of(num_done, num_running, step, jobs=1, device="cpu"):
+    """States of a study whose runs last 10 s and 100 steps."""
+    study = STUDY.override(seeds=tuple(range(1, 1 + num_done + num_running)))
+    cells = study.cells()[:: len(study.variants)]
+    done = summary(STUDY.base, steps=100, total_seconds=10.0, train_seconds=10.0, jobs=jobs)
+    done["resolved"] = {"device": device}
+    stored = StoredCell(1, "", STUDY.base, done, None)
+    return [
+        CellState(cell, stored, "done", 100)
+        if index < num_done
+        else CellState(cell, None, "running", step)
+        for index, cell in enumerate(cells)
+    ]
+
+
+def test_the_time_left_is_never_nothing_while_runs_are_out():
+    assert seconds_left(states_of(1, 1, step=100)) == pytest.approx(0.5)
+    assert time_left(states_of(1, 1, step=5000)) == "0:00:01"
+    assert time_left(states_of(2, 0, step=0)) is None
+    # Four jobs are no sooner done with three runs than the slowest of them.
+    assert seconds_left(states_of(1, 3, step=0, device="cuda"), jobs=4) == pytest.approx(10)
+
+
+def test_the_time_left_knows_that_runs_beyond_the_cores_slow_one_another():
+    jobs = 4 * num_cores()
+    assert seconds_left(states_of(1, jobs, step=0), jobs=jobs) == pytest.approx(40)
+    assert seconds_left(states_of(1, jobs, step=0, jobs=jobs), jobs=jobs) == pytest.approx(10)
+
+
+def test_a_table_taller_than_the_terminal_keeps_running_rows_and_the_time_left():
+    study = STUDY.override(seeds=tuple(range(20)))
+    states = [CellState(cell, None, "missing", 0) for cell in study.cells()]
+    states[40] = CellState(states[40].cell, None, "running", 3)
+    done = states_of(1, 0, step=0)[0].stored
+    states[0] = CellState(states[0].cell, done, "done", 100)
+    console = Console(width=70, height=14, record=True, file=open(os.devnull, "w"))
+    console.print(status_table(study, states, console.height))
+    lines = console.export_text().splitlines()
+    console.file.close()
+    text = "\n".join(lines)
+    assert len(lines) <= 14
+    assert "running" in text and "step 3 of 8" in text
+    assert "not shown: 1 done, " in text
+    assert "left" in " ".join(lines[-2:])
+    assert status_table(study, states).row_count == 60
+
+
 def test_a_dry_run_writes_nothing(tmp_path, capsys):
     out = tmp_path / "studies"
-    assert main(["study", "table1", "--dry-run", "--out", str(out)]) == 0
+    for name in ("cifar10", "cifar100"):
+        (tmp_path / f"{name}.npz").write_text("")
+    arguments = ["--dry-run", "--out", str(out), "--data-dir", str(tmp_path)]
+    assert main(["study", "table1", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 49
     assert lines[-1] == "table1: 48 runs: 48 missing"
     assert not out.exists()
+
+
+def test_a_dry_run_says_what_cannot_run(tmp_path, capsys):
+    path = tmp_path / "odd.toml"
+    path.write_text(
+        """
+        seeds = [1, 2]
+        base = {device = "cpu"}
+        axes = {init = ["he"]}
+        cells = [
+            {init = "he", engine = "graph"}, {init = "he", placement = "residual"},
+            {init = "he", dataset = "absent.npz"}, {init = "he", dataset = "cifar10"},
+        ]
+        """
+    )
+    arguments = ["--dry-run", "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path)]
+    assert main(["study", str(path), *arguments]) == 0
+    said = capsys.readouterr().out.splitlines()[11:]
+    assert [line.partition(":")[0].split(" seed")[0] for line in said] == [
+        "2 runs, he graph",
+        "2 runs, he residual",
+        "2 runs, he absent",
+        "2 runs, he cifar10",
+    ]
+    assert "cannot run here: engine graph needs a CUDA GPU" in said[0]
+    assert "cannot run: placement is 'residual'" in said[1]
+    assert "cannot run: dataset absent.npz does not exist" in said[2]
+    assert f"cifar10 is not in {tmp_path}: the first run would download it" in said[3]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--seeds"], "--seeds has no value"),
+        (["--dry-run", "--status"], "--dry-run and --status exclude each other"),
+        (["--status", "--export", "x"], "--status and --export exclude each other"),
+        (["--dry-run", "--export", "x"], "--dry-run and --export exclude each other"),
+        (["--force"], "--force goes with --export"),
+    ],
+)
+def test_flags_that_would_be_dropped_are_refused_in_one_line(tmp_path, capsys, flags, words):
+    assert main(["study", "quickstart", "--out", str(tmp_path / "out"), *flags]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_jobs_below_one_are_refused(tmp_path):

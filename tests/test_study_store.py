@@ -1,11 +1,16 @@
 import csv
+import json
 import math
+import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+from study_runs import summary
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
@@ -22,16 +27,9 @@ STUDY = Study(
     variants=grid(init=("he", "lion_dg")),
     seeds=(1, 2),
 )
-SUMMARY = {
-    "steps": 2,
-    "target_accuracy": 0.7,
-    "steps_to_target": None,
-    "total_seconds": 1.0,
-    "train_seconds": 1.0,
-    "val_accuracy": 0.5,
-    "val_accuracy_per_head": [0.25, 0.5],
-    "resolved": {"device": "cpu"},
-}
+SUMMARY = summary(
+    STUDY.base, steps=2, val_accuracy_per_head=[0.25, 0.5], resolved={"device": "cpu"}
+)
 TABLES = {
     "metrics": Table(["step", "loss"], [[1, 2.5], [2, None]]),
     "validation": Table(["step", "loss"], [[2, 1.5]]),
@@ -236,6 +234,71 @@ def test_a_finished_cell_cannot_be_claimed(store):
         assert not held
 
 
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [
+        ("{}", "lacks .*steps.* and was left as it is"),
+        ("[]", "lacks"),
+        ("{", "has no valid JSON as its summary"),
+        (json.dumps(SUMMARY | {"steps": 3})[:-1] + ', "resolved": 1}', None),
+    ],
+)
+def test_a_summary_that_is_none_of_ours_is_one_line(tmp_path, capsys, store, stored, words):
+    change(store.path, f"UPDATE cells SET summary = '{stored}' WHERE id = 1")
+    if words is None:
+        assert store.cells()[0].summary["steps"] == 3
+        return
+    with pytest.raises(UserError, match=f"study.sqlite is damaged .*run .*{words}"):
+        store.cells()
+
+
+@pytest.fixture
+def read_only_folder():
+    """A function that takes away the right to write in a folder; the folder's own name."""
+    if os.geteuid() == 0:  # root may write everywhere
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            folder.chmod(0o755)
+
+            def protect():
+                os.seteuid(65534)
+
+            yield folder, protect
+            os.seteuid(0)
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+
+            def protect():
+                for path in (*folder.rglob("*"), folder):
+                    path.chmod(0o555 if path.is_dir() else 0o444)
+
+            yield folder, protect
+            for path in (folder, *folder.rglob("*")):
+                path.chmod(0o755)
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_a_read_only_store_can_be_read_and_only_read(tmp_path, read_only_folder, journal):
+    folder, protect = read_only_folder
+    with Store.create(STUDY, folder) as store:
+        store.finish(store.cells()[0].id, SUMMARY, TABLES)
+        store_files = {path: path.read_bytes() for path in store.folder.glob("*.sqlite*")}
+    if journal:  # as a killed process leaves it
+        assert any(path.name.endswith("-wal") for path in store_files)
+        for path, content in store_files.items():
+            path.write_bytes(content)
+    csv_folder = tmp_path / "csv"
+    csv_folder.mkdir()
+    protect()
+    before = sorted(path.name for path in (folder / "small").iterdir())
+    assert status_lines(STUDY, folder)[-1].startswith("small: 4 runs: 1 done, 3 missing")
+    assert len(read_study(STUDY, folder).runs) == 1
+    assert sorted(path.name for path in (folder / "small").iterdir()) == before
+    with pytest.raises(UserError, match="cannot use .*: Permission denied|see to its disk"):
+        Store.create(STUDY, folder)
+
+
 def read_csv(path):
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -267,3 +330,32 @@ def test_numbers_survive_export_exactly(tmp_path, store):
     store.finish(cell.id, SUMMARY, {"metrics": table})
     _, path = export_csv(STUDY, tmp_path, tmp_path / "csv")
     assert [float(row["loss"]) for row in read_csv(path)] == values
+
+
+def test_the_export_holds_fields_that_do_not_vary(tmp_path, store):
+    store.finish(store.cells()[0].id, SUMMARY, TABLES)
+    path, _ = export_csv(STUDY, tmp_path, tmp_path / "csv")
+    (row,) = read_csv(path)
+    assert (row["lr"], row["batch_size"], row["dataset"]) == ("0.005", "128", "digits")
+    assert (row["device"], row["engine"]) == ("cpu", "auto")
+
+
+def test_an_export_replaces_its_own_files_and_asks_before_it_touches_others(tmp_path, store):
+    store.finish(store.cells()[0].id, SUMMARY, TABLES)
+    folder = tmp_path / "csv"
+    for _ in range(2):
+        export_csv(STUDY, tmp_path, folder)
+    other = Study(name="other", title="t", base=STUDY.base, variants=grid(init=("lsuv",)))
+    with Store.create(other, tmp_path) as others:
+        others.finish(1, SUMMARY, TABLES)
+    with pytest.raises(UserError, match="holds other runs than this study's: .*--force"):
+        export_csv(other, tmp_path, folder)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds notes.txt already: .*--force"):
+        export_csv(STUDY, tmp_path, folder)
+    export_csv(other, tmp_path, folder, force=True)
+    assert read_csv(folder / "summaries.csv")[0]["init"] == "lsuv"
+    assert (folder / "notes.txt").read_text() == "mine"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to"):
+        export_csv(STUDY, tmp_path, tmp_path / "file")

@@ -115,9 +115,16 @@ def compare_variants(results: StudyResults, quantity: Quantity) -> list[VariantR
 
 def conclusion(results: StudyResults) -> list[str]:
     """Return a line per variant: its steps to the target, and how they compare."""
-    target = f"{100 * results.study.base.target_accuracy:g} %"
+    rows = {row.label: row for row in compare_variants(results, STEPS)}
     lines = []
-    for row in compare_variants(results, STEPS):
+    for label in map(variant_label, results.study.variants):
+        row = rows.get(label)
+        if row is None:
+            num_failed = sum(cell.label == label for cell, _ in results.failed)
+            num_missing = sum(cell.label == label for cell in results.missing)
+            lines.append(f"{label}: no finished run ({num_failed} failed, {num_missing} missing)")
+            continue
+        target = f"{100 * row.config.target_accuracy:g} %"
         num = len(row.values)
         if row.sample is None:
             text = f"{target} reached by {row.num_reached} of {num} runs"

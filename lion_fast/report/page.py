@@ -4,6 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ from lion_fast.report.statements import Judgement, Statement, judge_all
 from lion_fast.report.tables import study_tables
 
 _STYLE = """
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222;
-       font: 16px/1.5 system-ui, sans-serif; }
-table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.85rem; }
-th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid #ccc; vertical-align: top; }
-th { border-bottom: 2px solid #555; text-align: left; }
-img { max-width: 100%; }
-h3 { margin-top: 3rem; border-top: 2px solid #555; padding-top: 1rem; }
+:root { color-scheme: light dark; --ink: #222; --paper: #fff; --pale: #ccc; --rule: #555; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #ddd; --paper: #191919; --pale: #444; --rule: #999; } }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink);
+       background: var(--paper); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
+table { border-collapse: collapse; display: block; overflow-x: auto; font-size: 0.85rem;
+        margin: 1.25rem 0; overflow-wrap: normal; }
+th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--pale); vertical-align: top; }
+th { border-bottom: 2px solid var(--rule); text-align: left; }
+img { max-width: 100%; background: #fff; }
+h3 { margin-top: 3rem; border-top: 2px solid var(--rule); padding-top: 1rem; }
 @media print { body { max-width: none; margin: 0; font-size: 10pt; }
                table { display: table; } tr, img { break-inside: avoid; } }
 """
@@ -39,8 +44,8 @@ def report_studies(studies: Sequence[StudyResults], out: Path) -> list[Path]:
     """
     for results in studies:
         if not results.runs:
-            name = results.study.name
-            raise UserError(f"no run of {name} is finished: run `lion-fast study {name}` first")
+            study = results.study
+            raise UserError(f"no run of {study.name} is finished: run `{study.command}` first")
     judged = judge_all(studies)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -65,12 +70,10 @@ def _page(
 ) -> Iterator[str]:
     rows = [(s.source, s.text, j.verdict, j.evidence) for s, j in judged]
     tested = [row for row in rows if row[2] != "not tested"]
-    yield from ("## Studies", "", "### Statements of the paper", "")
+    yield from ("## Studies", "")
     if tested:
         header = ("source", "statement", "verdict", "evidence")
-        yield from table(header, tested, text_columns=4)
-    else:
-        yield "None is tested by these studies."
+        yield from ("### Statements of the paper", "", *table(header, tested, text_columns=4))
     for results in studies:
         yield from ("", f"### {results.study.name}: {results.study.title}", "")
         yield from _setting(results)
@@ -85,22 +88,27 @@ def _page(
     if untested:
         yield from ("", "### Statements not tested", "")
         yield from table(("source", "statement", "why"), untested, text_columns=3)
-    yield from (
-        "",
-        "That LION-DG adds no overhead is no study's subject: bench_overhead measures it.",
-    )
+    if rows:
+        yield ""
+        yield "That LION-DG adds no overhead is no study's subject: bench_overhead measures it."
 
 
 def _setting(results: StudyResults) -> Iterator[str]:
     """Yield how many runs there are, how they ran, and on what."""
     study = results.study
     total = len(study.cells())
-    config = study.base
-    end = ", stopped at the target" if config.stop_at_target else ""
+    configs = [replace(study.base, **variant) for variant in study.variants]
+
+    def each(form: str, name: str) -> str:
+        """Return every value that the variants have."""
+        return ", ".join(dict.fromkeys(format(getattr(c, name), form) for c in configs))
+
+    some = "" if all(config.stop_at_target for config in configs) else "some "
+    end = f", {some}stopped at the target" if any(c.stop_at_target for c in configs) else ""
     yield (
         f"{len(results.runs)} of {total} runs are finished, {len(results.failed)} failed. Seeds"
-        f" {', '.join(map(str, study.seeds))}; batch {config.batch_size}, lr {config.lr:g}, at most"
-        f" {config.max_steps:,} steps{end}."
+        f" {', '.join(map(str, study.seeds))}; batch {each('d', 'batch_size')}, lr"
+        f" {each('g', 'lr')}, at most {each(',', 'max_steps')} steps{end}."
     )
     machines = facts(results.runs, "environment", _MACHINE)
     ways = facts(results.runs, "resolved", _RESOLVED)

@@ -192,7 +192,7 @@ def draw_seeds(results: StudyResults, path: Path) -> bool:
     axis.tick_params(axis="y", length=0)
     star = any(published_steps(row.config) for row in rows)
     axis.set_xlabel("steps to the target (bar: mean" + star * "; grey star: the paper's mean" + ")")
-    axis.legend(frameon=False, fontsize=8, ncols=len(markers), loc="lower left",
+    axis.legend(frameon=False, fontsize=8, ncols=min(len(markers), 5), loc="lower left",
                 bbox_to_anchor=(0, 1))  # fmt: skip
     save(figure, path)
     return True

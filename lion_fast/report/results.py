@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lion_fast.config import TrainConfig
+from lion_fast.errors import UserError
 from lion_fast.study.grid import Cell, Study, Variant, variant_label
 from lion_fast.study.store import Store, Table
 
@@ -93,6 +94,12 @@ def read_study(study: Study, out: Path) -> StudyResults:
 
     Raises UserError where there is no store or it cannot be read.
     """
+    folder = study.folder(out)
+    if not (folder / "study.sqlite").exists():
+        raise UserError(
+            f"no run of {study.name} in {folder}: run `{study.command}` first, or name its"
+            " --out folder"
+        )
     with Store.open(study.folder(out)) as store:
         study = as_stored(study, store)
         store.check_runs_of(study)

@@ -5,7 +5,7 @@ show it, which three seeds may simply be too few for; the evidence says how far 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from lion_fast.report.comparisons import ACCURACY, STEPS, Quantity, VariantRow, compare_variants
@@ -34,6 +34,10 @@ class _NotTested(Exception):
     """The runs at hand say nothing of a statement; the message says why."""
 
 
+class _Untouched(_NotTested):
+    """The study has no run that could say anything of it."""
+
+
 Judge = Callable[[StudyResults], Judgement]
 """Raises _NotTested."""
 
@@ -49,23 +53,25 @@ class Statement:
     """Studies that can test it, the most complete one first."""
     judge: Judge
 
-    def judged_by(self, results: StudyResults) -> Judgement:
-        """Return what a study says of it."""
+    def judged_by(self, results: StudyResults) -> Judgement | None:
+        """Return what a study says of it; None where it has no such runs."""
         try:
             return self.judge(results)
+        except _Untouched:
+            return None
         except _NotTested as why:
             return Judgement("not tested", str(why))
 
 
 def judge_all(studies: Sequence[StudyResults]) -> list[tuple[Statement, Judgement]]:
-    """Return every statement with what the most telling of `studies` says of it."""
+    """Return every statement on runs of `studies` with what the most telling of them says of it."""
     by_name = {results.study.name: results for results in studies}
     judged = []
     for statement in STATEMENTS:
-        found = [statement.judged_by(by_name[n]) for n in statement.studies if n in by_name]
+        each = [statement.judged_by(by_name[n]) for n in statement.studies if n in by_name]
+        found = [judgement for judgement in each if judgement is not None]
         tested = [judgement for judgement in found if judgement.verdict != "not tested"]
-        nothing = Judgement("not tested", f"needs the study {statement.studies[0]}")
-        judged.append((statement, [*tested, *found, nothing][0]))
+        judged += [(statement, judgement) for judgement in [*tested, *found][:1]]
     return judged
 
 
@@ -78,7 +84,14 @@ def _row(results: StudyResults, quantity: Quantity, fields: dict[str, object]) -
     for row in compare_variants(results, quantity):
         if has_values(row.config, fields):
             return row
+    _check_touched(results, fields)
     raise _NotTested(f"no finished runs of {_words(fields)}")
+
+
+def _check_touched(results: StudyResults, fields: dict[str, object]) -> None:
+    configs = (replace(results.study.base, **variant) for variant in results.study.variants)
+    if not any(has_values(config, fields) for config in configs):
+        raise _Untouched
 
 
 def _tested(results: StudyResults, quantity: Quantity, fields: dict[str, object]) -> "_Tested":
@@ -131,6 +144,7 @@ def _never_reached(**fields: object) -> Judge:
     """Return the judge of: no run reaches the target in all of the paper's steps."""
 
     def judge(results: StudyResults) -> Judgement:
+        _check_touched(results, fields)
         runs = results.find(**fields)
         reached = [run for run in runs if run.summary["steps_to_target"] is not None]
         whole = [run for run in runs if run.summary["steps"] >= NUM_STEPS]

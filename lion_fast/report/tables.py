@@ -19,17 +19,9 @@ from lion_fast.study.grid import variant_label
 
 def study_tables(results: StudyResults) -> Iterator[str]:
     """Yield the Markdown lines of every table that the study's runs can fill."""
-    target = results.study.base.target_accuracy
-    steps = compare_variants(results, STEPS)
-    yield from ("", f"#### Steps to {100 * target:g} % training accuracy", "")
-    yield from _steps(steps)
-    yield from ("", "#### Steps seed by seed", "")
-    yield "In brackets: speedup over the baseline of the same seed."
-    yield ""
-    yield from _by_seed(results, steps, "{:,.0f}", _beside_steps)
-    if len(results.groups) > 1:
-        yield from ("", "#### Steps side by side", "")
-        yield from _side_by_side(results, steps)
+    steps = [row for row in compare_variants(results, STEPS) if _can_reach(row)]
+    if steps:
+        yield from _steps_tables(results, steps)
     yield from ("", "#### Validation accuracy", "", _accuracy_note(results), "")
     accuracy = compare_variants(results, ACCURACY)
     yield from _accuracy(accuracy)
@@ -43,6 +35,24 @@ def study_tables(results: StudyResults) -> Iterator[str]:
     if any(len(run.probes.get("step", ())) for run in results.runs):
         yield from ("", "#### Gradient awakening", "")
         yield from _awakening(results)
+
+
+def _can_reach(row: VariantRow) -> bool:
+    """Whether its runs go on beyond the steps over which the target's accuracy is averaged."""
+    return row.config.max_steps > row.config.window or row.num_reached > 0
+
+
+def _steps_tables(results: StudyResults, rows: Sequence[VariantRow]) -> Iterator[str]:
+    target = results.study.base.target_accuracy
+    yield from ("", f"#### Steps to {100 * target:g} % training accuracy", "")
+    yield from _steps(rows)
+    yield from ("", "#### Steps seed by seed", "")
+    yield "In brackets: speedup over the baseline of the same seed."
+    yield ""
+    yield from _by_seed(results, rows, "{:,.0f}", _beside_steps)
+    if len(results.groups) > 1 and any(row.num_reached for row in rows):
+        yield from ("", "#### Steps side by side", "")
+        yield from _side_by_side(results, rows)
 
 
 def _steps(rows: Sequence[VariantRow]) -> list[str]:

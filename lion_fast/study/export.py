@@ -6,15 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from lion_fast.errors import UserError
-from lion_fast.study.grid import Study
+from lion_fast.study.grid import Study, course
 from lion_fast.study.store import Store
 
+NAMES = ("summaries.csv", "metrics.csv")
 
-def export_csv(study: Study, out: Path, folder: Path) -> list[Path]:
+
+def export_csv(study: Study, out: Path, folder: Path, *, force: bool = False) -> list[Path]:
     """Write summaries.csv and metrics.csv of the finished and failed runs; return their paths.
 
+    In summaries.csv every config field has a column; where a run decided an `auto`, that is shown.
     In metrics.csv validations (`val_` columns) and gradient probes stand in the row of their step.
+    Raises UserError where `folder` holds anything but an earlier export of the study, unless
+    `force`.
     """
+    if not force:
+        _check_free(folder, {cell.key for cell in study.cells()})
     with Store.open(study.folder(out)) as store:
         store.check_runs_of(study)
         summaries, metrics = [], []
@@ -22,9 +29,10 @@ def export_csv(study: Study, out: Path, folder: Path) -> list[Path]:
             if stored is None or not (stored.summary or stored.error):
                 continue
             named = {"key": cell.key, **cell.variant, "seed": cell.config.seed}
-            summaries.append(named | {"error": stored.error} | _flat(stored.summary or {}))
+            results = named | {"error": stored.error} | _flat(stored.summary or {})
+            summaries.append({**results, **_absent_from(results, course(cell.config))})
             metrics += [named | row for row in _steps(store, stored.id)]
-    paths = [folder / "summaries.csv", folder / "metrics.csv"]
+    paths = [folder / name for name in NAMES]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, rows in zip(paths, (summaries, metrics), strict=True):
@@ -32,6 +40,32 @@ def export_csv(study: Study, out: Path, folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from None
     return paths
+
+
+def _check_free(folder: Path, keys: set[str]) -> None:
+    try:
+        others = sorted(path.name for path in folder.iterdir() if path.name not in NAMES)
+        if others:
+            raise UserError(
+                f"{folder} holds {others[0]} already: give another --export, or --force to write"
+                f" {' and '.join(NAMES)} beside it"
+            )
+        with open(folder / NAMES[0], newline="", encoding="utf-8") as file:
+            foreign = {row.get("key") for row in csv.DictReader(file)} - keys
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write to {folder}: {reason}") from None
+    if foreign:
+        raise UserError(
+            f"{folder / NAMES[0]} holds other runs than this study's: give another --export, or"
+            " --force to replace it"
+        )
+
+
+def _absent_from(row: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in row}
 
 
 def _flat(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,8 @@ class Study:
     """Fields that turn a variant into the one that it is compared with."""
     store_name: str | None = None
     """Study in whose store the runs lie, where it has some of them too: none is done twice."""
+    source: Path | None = field(default=None, compare=False)
+    """TOML file that it was read from."""
 
     def __post_init__(self) -> None:
         """Raise UserError on a bad name, an unknown field, a value that cannot be meant."""
@@ -116,6 +118,11 @@ class Study:
         """Return the variant that `variant` is compared with; None where the study has none."""
         wanted = {**variant, **{k: v for k, v in self.baseline.items() if k in variant}}
         return wanted if wanted != variant and wanted in self.variants else None
+
+    @property
+    def command(self) -> str:
+        """The command that runs it."""
+        return f"lion-fast study {self.source or self.name}"
 
     def folder(self, out: Path) -> Path:
         """Return the folder of the store and of the run folders."""
@@ -170,6 +177,7 @@ def load_study(path: Path) -> Study:
         variants=(variants if axes else ()) + tuple(_typed_table(cell, path) for cell in cells),
         seeds=tuple(seeds),
         baseline=_typed_table(baseline, path),
+        source=path,
     )
 
 

@@ -10,10 +10,10 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -23,7 +23,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.study.grid import Cell, Study
-from lion_fast.study.status import cell_states, clock, outcome, seconds_left
+from lion_fast.study.saying import say as say_aloud
+from lion_fast.study.status import (
+    cell_states,
+    clock,
+    num_cores,
+    outcome,
+    steps_done,
+    time_left,
+)
+from lion_fast.study.stopping import STOPPING, signal_of, signals_blocked, stop_signals
 from lion_fast.study.store import Store, Table
 
 if TYPE_CHECKING:
@@ -49,6 +58,10 @@ Trainer = Callable[[TrainConfig, Path | None, int], FinishedRun]
 """trainer(config, run folder to resume or None, number of workers beside it) -> FinishedRun"""
 
 
+PROGRESS_SECONDS = 60.0
+"""Silence after which the steps of the runs in flight are said."""
+
+
 @dataclass(frozen=True)
 class StudyOutcome:
     """What became of the cells that were missing when a study was started."""
@@ -65,8 +78,7 @@ def train_cell(config: TrainConfig, resume: Path | None, jobs: int) -> "Summary"
 
     from lion_fast.training import train
 
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(max(1, min(torch.get_num_threads(), cores // jobs)))
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), num_cores() // jobs)))
     if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
@@ -79,19 +91,19 @@ def run_study(
     out: Path,
     *,
     jobs: int = 1,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say_aloud,
     trainer: Trainer = train_cell,
 ) -> StudyOutcome:
     """Run every cell of `study` that its store below `out` does not hold yet; say what happens.
 
     A failed cell is recorded and the rest goes on. Raises UserError on bad input and when the store
-    fails, KeyboardInterrupt on Ctrl-C once the runs in flight have saved a checkpoint (a second
-    Ctrl-C does not wait). Kill this process and its workers end with it; nothing that was finished
-    is lost.
+    fails. Raises KeyboardInterrupt on Ctrl-C, its subclass Stopped on SIGTERM and SIGHUP, once the
+    runs in flight have saved a checkpoint (a second signal does not wait). Kill this process and
+    its workers end with it; nothing that was finished is lost.
     """
     if jobs < 1:
         raise UserError(f"jobs is {jobs}: it must be at least 1")
-    with Store.create(study, out) as store:
+    with Store.create(study, out) as store, stop_signals():
         return _Start(study, store, jobs, say, trainer).execute()
 
 
@@ -109,7 +121,13 @@ class _Task(NamedTuple):
     config: TrainConfig
 
 
-_Command = _Task | Literal["interrupt", "end"]
+class _Stop(NamedTuple):
+    """A signal to act on as if it had come to the worker."""
+
+    signal_number: signal.Signals
+
+
+_Command = _Task | _Stop | Literal["end"]
 
 
 @dataclass
@@ -118,6 +136,7 @@ class _Worker:
     pipe: Connection
     task: tuple[Cell, int] | None = None
     """The cell that it runs now, and that cell's id."""
+    step_said: int = 0
 
 
 class _Start:
@@ -138,16 +157,25 @@ class _Start:
     def execute(self) -> StudyOutcome:
         """Run until nothing is pending."""
         self.say(f"{self.study.name}: {self.total} runs, {len(self.pending)} to do")
+        cores = num_cores()
+        if min(self.jobs, len(self.pending)) > cores:
+            self.say(
+                f"oversubscribed: {self.jobs} runs at a time share {cores} cores, which makes each"
+                f" slower and the study no faster: --jobs {cores} is enough"
+            )
         try:
             while self.pending or self.workers:
                 while self.pending and len(self.workers) < self.jobs:
                     self._give_next(self._start_worker())
-                for pipe in connection.wait(list(self.workers)):
+                heard = connection.wait(list(self.workers), PROGRESS_SECONDS)
+                for pipe in heard:
                     self._hear(self.workers[pipe])  # type: ignore[index]
-        except KeyboardInterrupt:
-            self.say("interrupted: runs in flight save a checkpoint (Ctrl-C again: at once)")
+                if not heard:
+                    self._say_steps()
+        except KeyboardInterrupt as stop:
             for worker in self.workers.values():
-                _tell(worker, "interrupt")
+                _tell(worker, _Stop(signal_of(stop)))
+            self.say("interrupted: runs in flight save a checkpoint (Ctrl-C again: at once)")
             for worker in self.workers.values():
                 worker.process.join()
             raise
@@ -159,13 +187,24 @@ class _Start:
         self.say(f"{self.study.name}: {done} done, {failed} failed, {elsewhere} run elsewhere")
         return StudyOutcome(done, failed, elsewhere)
 
+    def _say_steps(self) -> None:
+        for worker in self.workers.values():
+            if worker.task is None:
+                continue
+            cell, _ = worker.task
+            step = steps_done(self.store.folder / "runs" / cell.key)
+            if step > worker.step_said:
+                worker.step_said = step
+                where = f"step {step} of {cell.config.max_steps}"
+                self.say(f"running {cell.label}  seed {cell.config.seed}  {where}")
+
     def _start_worker(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(
             target=_work, args=(theirs, self.store.folder, self.jobs, self.trainer)
         )
-        with _interrupts_blocked():
+        with signals_blocked():
             process.start()
         theirs.close()
         self.workers[ours] = _Worker(process, ours)
@@ -178,6 +217,7 @@ class _Start:
             _tell(worker, "end")
             return
         worker.task = cell, cell_id = self.pending.popleft()
+        worker.step_said = 0
         self.say(f"start   {cell.label}  seed {cell.config.seed}")
         config = replace(cell.config, out=self.store.folder / "runs" / cell.key)
         _tell(worker, _Task(cell_id, config))
@@ -212,8 +252,8 @@ class _Start:
         self.counts[result.state] += 1
         states = cell_states(self.study, self.store)
         num_done = sum(state.state == "done" for state in states)
-        left = seconds_left(states, self.jobs)
-        eta = "" if left is None or num_done == self.total else f"  about {clock(left)} left"
+        left = time_left(states, self.jobs)
+        eta = "" if left is None else f"  about {left} left"
         self.say(
             f"{result.state:7} {cell.label}  seed {cell.config.seed}  {result.text}"
             f"  [{num_done}/{self.total}]{eta}"
@@ -225,17 +265,6 @@ def _tell(worker: _Worker, command: _Command) -> None:
         worker.pipe.send(command)
 
 
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Let a process started inside be deaf to the terminal's Ctrl-C: this process passes it on."""
-    resource_tracker.ensure_running()  # its own start would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _manner_of_death(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         return f"its process was killed by {signal.Signals(-exitcode).name}"
@@ -244,13 +273,15 @@ def _manner_of_death(exitcode: int | None) -> str:
 
 def _work(pipe: Connection, folder: Path, jobs: int, trainer: Trainer) -> None:
     """Run cells that come through `pipe` until told to end; the body of a worker process."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in STOPPING:
+        signal.signal(number, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         try:
             _serve(pipe, folder, jobs, trainer)
         finally:
             # The study may interrupt a worker that has just finished.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for number in STOPPING:
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _serve(pipe: Connection, folder: Path, jobs: int, trainer: Trainer) -> None:
@@ -281,8 +312,8 @@ def _listen(pipe: Connection, tasks: "SimpleQueue[_Task | None]") -> None:
             tasks.put(command)
             continue
         tasks.put(None)
-        if command == "interrupt":
-            _thread.interrupt_main()
+        if isinstance(command, _Stop):
+            _thread.interrupt_main(command.signal_number)
 
 
 def _run_cell(store: Store, task: _Task, jobs: int, trainer: Trainer) -> _Result:

@@ -1,5 +1,6 @@
 """How far a study is: one row per run, and an estimate of the time left."""
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _REFRESH_SECONDS = 2.0
+_LEAST_SHARE = 0.05
+"""Of a run that is still out, however far it has gone."""
+_FRAME_LINES = 8
+"""Of a table: title, head, rules, the line on rows left out, and a caption of two lines."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,13 @@ def _state(cell: Cell, stored: StoredCell | None, store: Store) -> CellState:
         return CellState(cell, None, "missing", 0)
     if stored.summary is not None:
         return CellState(cell, stored, "done", stored.summary["steps"])
-    step = _last_step(store.folder / "runs" / cell.key)
+    step = steps_done(store.folder / "runs" / cell.key)
     if store.claimed_by(stored.id) is not None:
         return CellState(cell, stored, "running", step)
     return CellState(cell, stored, "failed" if stored.error else "missing", step)
 
 
-def _last_step(folder: Path) -> int:
+def steps_done(folder: Path) -> int:
     """Return the last whole row's step of the newest metrics.csv below `folder`, or 0."""
     path = max(folder.glob("*/metrics.csv"), default=None)
     if path is None:
@@ -71,28 +76,49 @@ def _last_step(folder: Path) -> int:
     return int(rows[-1].split(b",")[0]) if rows else 0
 
 
+def num_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def time_left(states: Sequence[CellState], jobs: int | None = None) -> str | None:
+    """Return `seconds_left` as h:mm:ss, a second at least; None without an estimate or a run."""
+    left = seconds_left(states, jobs)
+    return clock(max(1.0, left)) if left else None
+
+
 def seconds_left(states: Sequence[CellState], jobs: int | None = None) -> float | None:
     """Estimate the seconds until no run is missing; None while none is done.
 
     A run is taken to last as long as the median of those finished on its data set and network, or
-    of all. `jobs` defaults to the number of runs in progress.
+    of all; one that has gone further than they did, to be nearly done. `jobs` defaults to the
+    number of runs in progress. On a CPU, runs beyond its cores slow one another down.
     """
+    outstanding = [state for state in states if state.state in ("missing", "running")]
+    num_running = sum(state.state == "running" for state in states)
+    jobs = jobs or max(1, num_running)
+    together = min(jobs, max(1, len(outstanding)))
     done: dict[tuple[str, str] | None, list[tuple[float, int]]] = {}
     for state in states:
         summary = state.stored.summary if state.stored else None
         if summary is not None:
             # total_seconds counts only the last stretch of a run that was resumed.
             seconds = max(summary["total_seconds"], summary["train_seconds"])
+            if summary["resolved"]["device"] == "cpu":
+                seconds *= _slowdown(together) / _slowdown(summary.get("jobs", 1))
             for kind in (_kind(state), None):
                 done.setdefault(kind, []).append((seconds, summary["steps"]))
     if not done:
         return None
-    left = 0.0
-    for state in states:
-        if state.state in ("missing", "running"):
-            seconds, steps = map(median, zip(*done.get(_kind(state), done[None]), strict=True))
-            left += seconds * max(0.0, 1 - state.step / steps)
-    return left / (jobs or max(1, sum(state.state == "running" for state in states)))
+    parts = []
+    for state in outstanding:
+        seconds, steps = map(median, zip(*done.get(_kind(state), done[None]), strict=True))
+        parts.append(seconds * max(_LEAST_SHARE, 1 - state.step / steps))
+    return max(sum(parts) / together, max(parts, default=0.0))
+
+
+def _slowdown(jobs: int) -> float:
+    return max(1.0, jobs / num_cores())
 
 
 def _kind(state: CellState) -> tuple[str, str]:
@@ -128,11 +154,12 @@ def watch(study: Study, out: Path) -> None:
     from rich.live import Live
 
     states = _read_states(study, out)
-    with Live(_table(study, states), auto_refresh=False) as live:
+    with Live(auto_refresh=False) as live:
         while any(state.state == "running" for state in states):
+            live.update(status_table(study, states, live.console.height), refresh=True)
             time.sleep(_REFRESH_SECONDS)
             states = _read_states(study, out)
-            live.update(_table(study, states), refresh=True)
+        live.update(status_table(study, states))
 
 
 def _read_states(study: Study, out: Path) -> list[CellState]:
@@ -145,20 +172,40 @@ def _read_states(study: Study, out: Path) -> list[CellState]:
 
 
 def _total(study: Study, states: Sequence[CellState]) -> str:
+    left = time_left(states)
+    eta = "" if left is None else f"; about {left} left"
+    return f"{study.name}: {len(states)} runs: {_counts(states)}{eta}"
+
+
+def _counts(states: Sequence[CellState]) -> str:
     counts = {name: 0 for name in ("done", "running", "failed", "missing")}
     for state in states:
         counts[state.state] += 1
-    left = seconds_left(states)
-    eta = "" if left is None or counts["done"] == len(states) else f"; about {clock(left)} left"
-    parts = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-    return f"{study.name}: {len(states)} runs: {parts}{eta}"
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
 
 
-def _table(study: Study, states: Sequence[CellState]) -> "Table":
+def status_table(
+    study: Study, states: Sequence[CellState], num_lines: int | None = None
+) -> "Table":
+    """Return a table of the runs; of those that `num_lines` have no room for, their number.
+
+    Runs in progress come first, then failed ones, then those to come.
+    """
     from rich.table import Table
 
-    table = Table("state", "run", "seed", "", title=study.title, caption=_total(study, states))
-    for state in states:
+    urgency = {"running": 0, "failed": 1, "missing": 2, "done": 3}
+    kept = list(range(len(states)))
+    if num_lines is not None and len(states) + _FRAME_LINES > num_lines:
+        by_urgency = sorted(kept, key=lambda index: urgency[states[index].state])
+        kept = sorted(by_urgency[: max(1, num_lines - _FRAME_LINES)])
+    table = Table(title=study.title, caption=_total(study, states))
+    for name in ("state", "run", "seed", ""):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    for index in kept:
+        state = states[index]
         seed = str(state.cell.config.seed)
         table.add_row(state.state, state.cell.label, seed, state.detail())
+    hidden = [state for index, state in enumerate(states) if index not in kept]
+    if hidden:
+        table.add_row("...", f"not shown: {_counts(hidden)}")
     return table

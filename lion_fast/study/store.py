@@ -3,13 +3,16 @@
 import fcntl
 import json
 import os
+import shutil
 import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import lion_fast
 from lion_fast.config import TrainConfig
@@ -36,6 +39,17 @@ _SCHEMA = (
 _MAKING = 0
 # Linux's struct flock: l_type, l_whence, l_start, l_len, l_pid, and padding to whole words.
 _FLOCK = struct.Struct("@hhqqi0q")
+
+
+# What status, conclusion and report read of every finished run.
+_SUMMARY_KEYS = frozenset(
+    {
+        *("steps", "target_accuracy", "steps_to_target", "seconds_to_target"),
+        *("init_seconds", "setup_seconds", "train_seconds", "total_seconds"),
+        *("step_milliseconds_median", "val_accuracy", "val_accuracy_per_head"),
+        *("resolved", "environment"),
+    }
+)
 
 
 class Table(NamedTuple):
@@ -66,24 +80,46 @@ class Store:
     process's locks on a file as soon as it closes that file once.
     """
 
-    def __init__(self, folder: Path, *, busy_seconds: float = 30.0) -> None:
-        """Connect to the files of `folder`, making them; `open` and `create` also check them."""
+    def __init__(self, folder: Path, *, busy_seconds: float = 30.0, reading: bool = False) -> None:
+        """Connect to the files of `folder`, making them; `open` and `create` also check them.
+
+        reading: where they cannot be written, open them to be read.
+        """
         self.folder, self.path = folder, folder / "study.sqlite"
+        self._opened = ExitStack()
         with self._plain_errors():
+            if reading and not _writable(folder):
+                self._database = self._connect_to_read()
+                self._lock_file = _open_to_read(folder / "study.lock")
+                return
             # Autocommit: `_transaction` alone opens transactions.
             self._database = sqlite3.connect(self.path, timeout=busy_seconds, isolation_level=None)
             self._lock_file = os.open(folder / "study.lock", os.O_RDWR | os.O_CREAT, 0o666)
 
+    def _connect_to_read(self) -> sqlite3.Connection:
+        """Connect without writing a byte to the folder."""
+        journal = Path(f"{self.path}-wal")
+        path, options = self.path, "mode=ro&immutable=1"
+        if journal.exists() and journal.stat().st_size:
+            # SQLite reads a journal that no process has open only where it can write beside it.
+            copy = Path(self._opened.enter_context(TemporaryDirectory()))
+            for file in (self.path, journal):
+                shutil.copy(file, copy)
+            path, options = copy / self.path.name, "mode=rw"
+        uri = f"file:{quote(str(path.absolute()))}?{options}"
+        return sqlite3.connect(uri, uri=True, isolation_level=None)
+
     @classmethod
     def open(cls, folder: Path, *, busy_seconds: float = 30.0) -> "Store":
-        """Open the store of `folder`, which must exist."""
+        """Open the store of `folder`, which must exist; to be read where it cannot be written."""
         if not (folder / "study.sqlite").exists():
             raise UserError(
                 f"no study in {folder}: run `lion-fast study` first, or name its --out folder"
             )
         with ExitStack() as opened:
-            store = opened.enter_context(cls(folder, busy_seconds=busy_seconds))
-            with store._lock(_MAKING):  # perhaps another process is only just making it
+            store = opened.enter_context(cls(folder, busy_seconds=busy_seconds, reading=True))
+            # Perhaps another process is only just making it.
+            with store._lock(_MAKING, fcntl.LOCK_SH):
                 store._check_layout()
             opened.pop_all()
         return store
@@ -174,11 +210,22 @@ class Store:
                 id=id,
                 key=key,
                 config=TrainConfig.from_dict(json.loads(config)),
-                summary=json.loads(summary) if summary else None,
+                summary=None if summary is None else self._summary(key, summary),
                 error=error,
             )
             for id, key, config, summary, error in rows
         ]
+
+    def _summary(self, key: str, text: str) -> dict[str, Any]:
+        """Parse a summary; raise UserError where it is none that this project writes."""
+        try:
+            summary = json.loads(text)
+        except ValueError:
+            raise UserError(self._damaged(f"run {key} has no valid JSON as its summary")) from None
+        lacking = sorted(_SUMMARY_KEYS - set(summary if isinstance(summary, dict) else ()))
+        if lacking:
+            raise UserError(self._damaged(f"the summary of run {key} lacks {', '.join(lacking)}"))
+        return summary
 
     def of(self, study: Study) -> list[tuple[Cell, StoredCell | None]]:
         """Return the cells of `study`, each with what is stored of it; None where nothing is."""
@@ -205,7 +252,7 @@ class Store:
 
         The right ends with the block, or with the process, however it ends.
         """
-        with self._lock(cell_id, wait=False) as held:
+        with self._lock(cell_id, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
             with self._plain_errors():
                 done = self._query(
                     "SELECT 1 FROM cells WHERE id = ? AND summary IS NOT NULL", (cell_id,)
@@ -214,6 +261,8 @@ class Store:
 
     def claimed_by(self, cell_id: int) -> int | None:
         """Return the id of the other process that runs a cell now; None where there is none."""
+        if self._lock_file is None:
+            return None
         wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, cell_id, 1, 0)
         kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(self._lock_file, fcntl.F_GETLK, wanted))
         return None if kind == fcntl.F_UNLCK else pid
@@ -238,7 +287,9 @@ class Store:
     def close(self) -> None:
         """Close the files; locks held by this process end."""
         self._database.close()
-        os.close(self._lock_file)
+        if self._lock_file is not None:
+            os.close(self._lock_file)
+        self._opened.close()
 
     def __enter__(self) -> "Store":
         return self
@@ -284,9 +335,11 @@ class Store:
                 self._query("ROLLBACK")
 
     @contextmanager
-    def _lock(self, byte: int, *, wait: bool = True) -> Iterator[bool]:
+    def _lock(self, byte: int, flags: int = fcntl.LOCK_EX) -> Iterator[bool]:
         """Lock one byte of the lock file; yield False where another process has it."""
-        flags = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+        if self._lock_file is None:  # nothing there can be claimed or made
+            yield False
+            return
         with self._plain_errors():
             try:
                 fcntl.lockf(self._lock_file, flags, 1, byte)
@@ -323,3 +376,13 @@ class Store:
             f"{self.path} is damaged ({detail}) and was left as it is: move {self.folder} away and"
             " start again"
         )
+
+
+def _writable(folder: Path) -> bool:
+    """Whether this process may write the files of a store, and beside them."""
+    paths = [folder, *(path for path in folder.glob("study.*"))]
+    return all(os.access(path, os.W_OK, effective_ids=True) for path in paths)
+
+
+def _open_to_read(path: Path) -> int | None:
+    return os.open(path, os.O_RDONLY) if path.exists() else None

@@ -62,7 +62,7 @@ def train(
         resolved = resolve(config)
         picked = "  ".join(f"{name} {value}" for name, value in resolved.to_dict().items())
         screen.say([f"{config.dataset}  {config.arch}  {config.init}  seed {config.seed}", picked])
-        with float32_precision(resolved), opened(config, resolved, own, resume) as run:
+        with float32_precision(resolved), opened(config, resolved, own, resume, screen) as run:
             screen.say([run.images.describe()])
             try:
                 summary = _execute(run, screen, signals, started=started)
@@ -88,9 +88,10 @@ def _execute(
     with closing(run.loader()) as loader, closing(record):
         engine = make_engine(run.step, loader, row_width(run.history.num_heads), config, resolved)
         reporter = Reporter(screen, config, run.history, resolved.device)
-        training = _Training(run, loader, engine, reporter, signals)
+        training = _Training(run, loader, engine, reporter, signals, screen)
         if not training.finished:
-            engine.setup(len(run.history))
+            with screen.stage(_SETUP[resolved.engine]):
+                engine.setup(len(run.history))
         record.open()
         if resolved.device.type == "cuda":
             torch.cuda.synchronize(resolved.device)
@@ -111,6 +112,15 @@ def _execute(
     return summary
 
 
+# What the engine does before the first step, in words.
+_SETUP = {
+    "loop": "setting up",
+    "eager": "setting up",
+    "compile": "compiling the step",
+    "graph": "compiling and capturing the step",
+}
+
+
 class _Chunk(NamedTuple):
     """Steps that the device may still be working on."""
 
@@ -122,12 +132,18 @@ class _Training:
     """The hot loop: steps that are enqueued on the device, and steps that have been read back."""
 
     def __init__(
-        self, run: Run, loader: Loader, engine: Engine, reporter: Reporter, signals: StopSignals
+        self,
+        run: Run,
+        loader: Loader,
+        engine: Engine,
+        reporter: Reporter,
+        signals: StopSignals,
+        screen: Console,
     ) -> None:
         self.config, self.history, self.record = run.config, run.history, run.record
         self.images, self.plan, self.resolved = run.images, run.plan, run.resolved
         self.step, self.loader, self.engine = run.step, loader, engine
-        self.reporter, self.signals = reporter, signals
+        self.reporter, self.signals, self.screen = reporter, signals, screen
         self.clock = TrainingClock(run.resolved.device, run.history.seconds)
         self.lag = _lag(run.resolved.device)
         self.enqueued = len(run.history)
@@ -198,7 +214,8 @@ class _Training:
     def validate(self) -> Validation:
         """Measure the test split at the present step; raises Interrupted at a signal."""
         self._pause()
-        validation = validate(self.step.model, self.images, self.resolved, self.signals.check)
+        with self.screen.stage("validating"):
+            validation = validate(self.step.model, self.images, self.resolved, self.signals.check)
         self.record.add_validation(validation)
         return validation
 

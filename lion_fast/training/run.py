@@ -15,6 +15,7 @@ from lion_fast.data.make import make_loader
 from lion_fast.data.plan import BatchPlan
 from lion_fast.errors import UserError
 from lion_fast.training.build import initialise, on_device
+from lion_fast.training.console import Console
 from lion_fast.training.history import History
 from lion_fast.training.own import Own
 from lion_fast.training.record import RunRecord
@@ -26,7 +27,7 @@ from lion_fast.training.step import TrainStep
 
 @contextmanager
 def opened(
-    config: TrainConfig, resolved: Resolved, own: Own, resume: Path | str | None
+    config: TrainConfig, resolved: Resolved, own: Own, resume: Path | str | None, screen: Console
 ) -> Iterator["Run"]:
     """Hold a new run folder, or go on with `resume`; nothing is written before all is checked.
 
@@ -37,7 +38,8 @@ def opened(
         checkpoint = earlier.checkpoint if earlier else None
         if checkpoint is not None:
             own.check_same_as(checkpoint.get("own", []), resume)
-        images = own.open_images(config, resolved)
+        with screen.stage(f"loading {config.dataset}"):
+            images = own.open_images(config, resolved)
         if earlier is not None:
             check_data(images, earlier)
         plan = BatchPlan(images.num_train, config.batch_size, config.seed, config.crop_padding)
@@ -45,7 +47,8 @@ def opened(
         model = on_device(own.network(config, images), resolved)
         folder = earlier.folder if earlier else held.enter_context(RunFolder.create(config))
         if checkpoint is None:
-            initialise(model, config, resolved, images, plan)
+            with screen.stage(f"initialising ({config.init})"):
+                initialise(model, config, resolved, images, plan)
         init_seconds = time.perf_counter() - started
         step = TrainStep(model, config, resolved, own)
         run = Run(config, resolved, images, plan, step, folder, own.names(), init_seconds)

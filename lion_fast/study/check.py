@@ -1,0 +1,55 @@
+"""What keeps runs of a study from starting on this machine, told without starting any."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lion_fast.config import TrainConfig
+from lion_fast.errors import UserError
+from lion_fast.study.grid import Cell, Study
+
+# What each of the downloadable sets is read from; the first that exists is taken.
+_FILES = {
+    "cifar10": ("cifar10.npz", "cifar-10-batches-py", "cifar-10-python.tar.gz"),
+    "cifar100": ("cifar100.npz", "cifar-100-python", "cifar-100-python.tar.gz"),
+}
+
+
+def obstacle_lines(study: Study) -> list[str]:
+    """Return a line per obstacle: how many runs it concerns, the first of them, and what it is."""
+    found: dict[str, list[Cell]] = {}
+    for cell in study.cells():
+        for text in _obstacles(cell.config):
+            found.setdefault(text, []).append(cell)
+    return [
+        f"{len(cells)} runs, {cells[0].label} seed {cells[0].config.seed} the first: {text}"
+        for text, cells in found.items()
+    ]
+
+
+def _obstacles(config: TrainConfig) -> Iterator[str]:
+    import torch
+
+    from lion_fast.models import build_model
+    from lion_fast.training.resolve import resolve
+
+    try:
+        resolve(config)
+    except UserError as error:
+        yield f"cannot run here: {error}"
+    try:
+        with torch.device("meta"):
+            build_model(config, num_classes=2, image_size=(32, 32))
+    except UserError as error:
+        yield f"cannot run: {error}"
+    yield from _missing_data(config)
+
+
+def _missing_data(config: TrainConfig) -> Iterator[str]:
+    from lion_fast.data.images import DEFAULT_DATA_DIR
+
+    if config.dataset in _FILES:
+        folder = (config.data_dir or DEFAULT_DATA_DIR).expanduser()
+        if not any((folder / name).exists() for name in _FILES[config.dataset]):
+            yield f"{config.dataset} is not in {folder}: the first run would download it"
+    elif config.dataset != "digits" and not Path(config.dataset).expanduser().exists():
+        yield f"cannot run: dataset {config.dataset} does not exist"
