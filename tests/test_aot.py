@@ -106,6 +106,25 @@ def test_partial_sums_are_ordered_before_the_count_and_read_past_the_l1_cache():
     assert finished.stdout.count("checked") == 2 * len(CAPABILITIES)
 
 
+UNALIGNED = """
+from lion_fast.kernels.aot import CASES, report
+kinds = {}
+for case in CASES:
+    kinds.setdefault((case.kernel.fn.__name__, "pooled" in case.name), case)
+for case in kinds.values():
+    for capability in (75, 90):
+        result = report(case._replace(aligned=()), capability)
+        print(case.name, result.cell, "BAD" if result.failed else "good")
+"""
+
+
+def test_every_kernel_also_compiles_for_tensors_that_start_anywhere():
+    finished = run_python("-c", UNALIGNED)
+    assert finished.returncode == 0, finished.stderr
+    lines = finished.stdout.splitlines()
+    assert len(lines) == 12 and all(line.endswith("good") for line in lines), finished.stdout
+
+
 def test_pool_kernels_compile_for_every_target_without_spills_or_tensor_cores():
     finished = check("--json", "--match", "pool 3 taps fp16")
     assert finished.returncode == 0, finished.stderr

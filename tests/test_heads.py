@@ -254,6 +254,13 @@ def test_more_classes_than_a_program_holds_are_left_to_the_reference():
     assert inputs.loss("torch").loss.isfinite()
 
 
+def test_more_rows_than_the_kernels_count_in_32_bits_are_refused():
+    inputs = make_inputs(1, 2, [(2, 1, 1)])
+    features = [inputs.features[0].expand(2**30, 2, 1, 1)]
+    with pytest.raises(ValueError, match="1073741824 images .*take a smaller batch"):
+        replace(inputs, features=features, target=inputs.target.expand(2**30)).loss("triton")
+
+
 @pytest.mark.parametrize("impl", ["torch", "triton"])
 def test_a_head_without_a_bias_is_one_with_a_bias_of_zero(impl):
     inputs = make_inputs(3, 5, THREE_HEADS)

@@ -274,6 +274,11 @@ def _losses(
             f"{num_classes} classes are more than the {MAX_CLASSES} that impl='triton' takes: "
             "take impl='torch'"
         )
+    if any(f.shape[0] * f.shape[1] >= 2**31 for f in features):
+        raise ValueError(
+            f"{features[0].shape[0]} images have 2^31 channels or more in one map: "
+            "take a smaller batch or impl='torch'"
+        )
     full_biases = [
         weight.new_zeros(num_classes) if bias is None else bias
         for weight, bias in zip(weights, biases, strict=True)

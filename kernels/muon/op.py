@@ -45,6 +45,18 @@ def muon_update_ref_(
     Arithmetic is the weights' own: fp64 for fp64.
     """
     _check(weights, grads, averages, lr, momentum, weight_decay)
+    with torch.autocast(lr.device.type, enabled=False):
+        _textbook_(weights, grads, averages, lr, momentum, weight_decay)
+
+
+def _textbook_(
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    averages: Sequence[Tensor],
+    lr: Tensor,
+    momentum: float,
+    weight_decay: float,
+) -> None:
     for weight, grad, average in zip(weights, grads, averages, strict=True):
         average.lerp_(grad, 1 - momentum)
         ahead = grad.lerp(average, momentum).flatten(1)
@@ -140,7 +152,7 @@ def muon_update_(
     With Triton one launch takes all weights whose smaller side is at most 64, a program each.
     Larger ones, and every one without Triton, take batched matrix products: those of as many rows
     share them, nothing waits for the device, and a CUDA graph can capture it. There a matrix
-    product is PyTorch's, TF32 if that is allowed.
+    product is PyTorch's, TF32 if that is allowed. Autocast changes nothing.
 
     fp32; fp64 without Triton. In fp32 an entry of X_5, whose size is at most about 1, is within
     1e-3 of the textbook in fp64 and typically within 1e-5 (tests/test_muon.py).
@@ -160,7 +172,8 @@ def muon_update_(
     if small:
         _muon_update_op(*_transposed(small), lr, momentum, weight_decay)
     if large:
-        _grouped_(*_transposed(large), lr, momentum, weight_decay)
+        with torch.autocast(lr.device.type, enabled=False):
+            _grouped_(*_transposed(large), lr, momentum, weight_decay)
 
 
 def _transposed(rows: list[list[Tensor]]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
