@@ -45,7 +45,7 @@ def _obstacles(config: TrainConfig) -> Iterator[str]:
 
 
 def _missing_data(config: TrainConfig) -> Iterator[str]:
-    from lion_fast.data.images import DEFAULT_DATA_DIR
+    from lion_fast.data.open import DEFAULT_DATA_DIR
 
     if config.dataset in _FILES:
         folder = (config.data_dir or DEFAULT_DATA_DIR).expanduser()
