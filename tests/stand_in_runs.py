@@ -44,7 +44,8 @@ def config_of(run: str, dataset: Path, out: Path) -> Any:
         "gradient_ratio_every": 13, "aux_warmup_steps": 25, "log_every": 10,
     }  # fmt: skip
     return TrainConfig(
-        dataset=str(dataset), out=out, device="cuda", precision=precision, arch=arch, loader=loader,
+        dataset=str(dataset), out=out, device=os.environ.get("RUN_DEVICE", "cuda"),
+        precision=precision, arch=arch, loader=loader,
         engine="graph" if engine == "graph-eager" else engine, graph_compile=engine == "graph",
         **settings | given,
     )  # fmt: skip
@@ -58,10 +59,11 @@ def train_and_resume(gpu: stand_in_gpu.Gpu, run: str, dataset: Path, out: Path) 
 
     config = config_of(run, dataset, out / run.replace("/", "-"))
     waits: list[str] = []
-    count_waits(gpu, waits)
+    devices: set[int] = set()
+    watch_steps(gpu, waits, devices)
     first = train(config)
     first_records = gpu.records()
-    evaluate(first.run, device="cuda")
+    evaluate(first.run, device=config.device)
     gpu.clear()
     resumed = train(replace(config, max_steps=RESUMED_STEPS), resume=first.run)
     return {
@@ -71,19 +73,23 @@ def train_and_resume(gpu: stand_in_gpu.Gpu, run: str, dataset: Path, out: Path) 
         "resolved": resumed.resolved,
         "summary": json.loads((resumed.run / "summary.json").read_text())["steps"],
         "waits": waits,
+        "devices": sorted(devices),
         "first": usage(first_records),
         "resumed": usage(gpu.records()),
     }
 
 
-def count_waits(gpu: stand_in_gpu.Gpu, waits: list[str]) -> None:
-    """Append to `waits` whatever the host waits for while an engine takes steps."""
+def watch_steps(gpu: stand_in_gpu.Gpu, waits: list[str], devices: set[int]) -> None:
+    """Note, while an engine takes steps, what the host waits for and which device is current."""
+    import torch
+
     from lion_fast.training.engine import GraphEngine, StepEngine
 
     for engine in (GraphEngine, StepEngine):
 
         def run(self: Any, num_steps: int, run: Any = engine.run) -> Any:
             before = gpu.count()
+            devices.add(torch.cuda.current_device())
             rows = run(self, num_steps)
             waits.extend(r.name for r in gpu.records()[before:] if r.kind == "sync")
             return rows

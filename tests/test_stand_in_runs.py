@@ -62,6 +62,16 @@ def test_runs_train_validate_probe_checkpoint_and_resume(card, tmp_path, kernel_
         check_run(run, found[run]["result"])
 
 
+@pytest.mark.slow
+def test_a_run_on_the_second_gpu_makes_it_the_current_one(tmp_path, kernel_cache):
+    run = "graph-eager/fp32/densenet_ds/resident"
+    env = {"STAND_IN_DEVICES": "2", "RUN_DEVICE": "cuda:1"}
+    found = outcomes("stand_in_runs.py", "H100", tmp_path, run, cache=kernel_cache, env=env)
+    assert "result" in found[run], found[run]
+    check_run(run, found[run]["result"])
+    assert found[run]["result"]["devices"] == [1]
+
+
 def check_run(run, result):
     engine, precision, _, loader, *options = run.split("/")
     assert result["steps"] == [MAX_STEPS, RESUMED_STEPS] and result["summary"] == RESUMED_STEPS

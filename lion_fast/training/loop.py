@@ -27,7 +27,7 @@ from lion_fast.training.progress import Reporter, Steady, farewell
 from lion_fast.training.resolve import resolve
 from lion_fast.training.run import Run, opened
 from lion_fast.training.rundir import anchored
-from lion_fast.training.step import float32_precision
+from lion_fast.training.step import float32_precision, made_current
 from lion_fast.training.summary import Summary
 from lion_fast.training.validate import Validation, validate
 
@@ -62,7 +62,11 @@ def train(
         resolved = resolve(config)
         picked = "  ".join(f"{name} {value}" for name, value in resolved.to_dict().items())
         screen.say([f"{config.dataset}  {config.arch}  {config.init}  seed {config.seed}", picked])
-        with float32_precision(resolved), opened(config, resolved, own, resume, screen) as run:
+        with (
+            made_current(resolved.device),
+            float32_precision(resolved),
+            opened(config, resolved, own, resume, screen) as run,
+        ):
             screen.say([run.images.describe()])
             try:
                 summary = _execute(run, screen, signals, started=started)

@@ -22,7 +22,7 @@ from lion_fast.training.checkpoint import load_checkpoint
 from lion_fast.training.console import Console, Silent
 from lion_fast.training.resolve import Resolved, precision_refusal, resolve
 from lion_fast.training.rundir import RunFolder
-from lion_fast.training.step import float32_precision
+from lion_fast.training.step import float32_precision, made_current
 from lion_fast.training.validate import Validation, validate
 
 _BATCH_SIZE = 64
@@ -144,7 +144,11 @@ def evaluate(
     with console.stage(f"loading {config.dataset}"):
         images = _test_data(config, checkpoint)
     model = _network(folder, config, checkpoint, images.num_classes, images.image_size, resolved)
-    with float32_precision(resolved), console.stage("validating"):
+    with (
+        made_current(resolved.device),
+        float32_precision(resolved),
+        console.stage("validating"),
+    ):
         return validate(model, images, resolved)
 
 

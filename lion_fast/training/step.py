@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -162,6 +162,11 @@ def _forward(
             return model.loss(images, labels, aux_weight, label_smoothing=smoothing, impl=impl)
 
     return forward
+
+
+def made_current(device: torch.device) -> AbstractContextManager[object]:
+    """Let a CUDA `device` be the current one: streams, captures and Triton launches go there."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ int cuGetProcAddress(const char *symbol, void **f, int version, uint64_t flags) 
   return cuGetProcAddress_v2(symbol, f, version, flags, 0);
 }
 int cuDriverGetVersion(int *version) { return *version = 13000, 0; }
-int cuDeviceGetCount(int *count) { return *count = 1, 0; }
+int cuDeviceGetCount(int *count) { return *count = num_devices(), 0; }
 int cuDeviceGet(int *device, int ordinal) { return *device = ordinal, 0; }
 int cuDeviceGetName(char *name, int length, int device) {
   return snprintf(name, length, "%s", device_name()), 0;
@@ -31,7 +31,7 @@ int cuDeviceGetAttribute(int *value, int number, int device) {
   return *value = attribute(number), 0;
 }
 int cuCtxGetCurrent(void **current) { return *current = &context, 0; }
-int cuCtxGetDevice(int *device) { return *device = 0, 0; }
+int cuCtxGetDevice(int *device) { return *device = current_device, 0; }
 int cuCtxGetLimit(size_t *value, int limit) { return *value = 0, 0; }
 int cuDevicePrimaryCtxRetain(void **current, int device) { return *current = &context, 0; }
 int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) {

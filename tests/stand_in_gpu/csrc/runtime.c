@@ -2,12 +2,19 @@
 #include "stand_in.h"
 #include <driver_types.h>
 
-OK(cudaSetDevice) OK(cudaDeviceEnablePeerAccess) OK(cudaMemPoolSetAccess)
+OK(cudaDeviceEnablePeerAccess) OK(cudaMemPoolSetAccess)
 OK(cudaMemPoolSetAttribute) OK(cudaMemPoolTrimTo) OK(cudaFuncSetAttribute) OK(cudaProfilerStart)
 OK(cudaProfilerStop) OK(cudaDeviceSetGraphMemAttribute)
 
-int cudaGetDeviceCount(int *count) { return *count = 1, 0; }
-int cudaGetDevice(int *device) { return *device = 0, 0; }
+int num_devices(void) {
+  const char *told = getenv("STAND_IN_DEVICES");
+  return told ? atoi(told) : 1;
+}
+__thread int current_device;
+
+int cudaGetDeviceCount(int *count) { return *count = num_devices(), 0; }
+int cudaGetDevice(int *device) { return *device = current_device, 0; }
+int cudaSetDevice(int device) { return current_device = device, 0; }
 int cudaDriverGetVersion(int *version) { return *version = 13000, 0; }
 int cudaRuntimeGetVersion(int *version) { return *version = 13000, 0; }
 int cudaDeviceGetAttribute(int *value, int number, int device) {

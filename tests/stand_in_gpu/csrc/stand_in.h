@@ -36,6 +36,8 @@ OURS Record *record(enum Kind, const char *name, size_t bytes);
 OURS int attribute(int number); /* CUdevice_attribute; cudaDeviceAttr has the same numbers */
 OURS uint64_t total_memory(void);
 OURS const char *device_name(void);
+int num_devices(void);
+extern __thread int current_device;
 
 /* Keep `error` as the thread's last one, as the runtime does, and return it. */
 OURS int fail(int error);
