@@ -21,7 +21,7 @@ from run_results import results, table
 from lion_fast import UserError, cli, load_image_set, load_run
 from lion_fast.cli import main
 from lion_fast.config import TrainConfig
-from lion_fast.training.build import normalised
+from lion_fast.data.batches import normalised
 
 TINY = ["--growth-rate", "4", "--block-layers", "1", "--batch-size", "32", "--device", "cpu"]
 

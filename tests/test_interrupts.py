@@ -9,6 +9,7 @@ from run_results import results, table
 from lion_fast.config import TrainConfig
 from lion_fast.training import loop, train
 from lion_fast.training.checkpoint import load_checkpoint
+from lion_fast.training.console import Silent
 from lion_fast.training.engine import StepEngine
 from lion_fast.training.guards import Interrupted, StopSignals
 
@@ -29,7 +30,7 @@ def config(tmp_path, stripes):
     )
 
 
-class Listener:
+class Listener(Silent):
     """A console that does `act` at the log line of a step."""
 
     def __init__(self, act=lambda: None, at=7):

@@ -11,6 +11,7 @@ from run_results import results, table
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.training import evaluate, train
+from lion_fast.training.console import Silent
 from lion_fast.training.step import TrainStep
 
 
@@ -177,7 +178,7 @@ def test_running_out_of_memory_says_what_to_lower(config, monkeypatch):
 
 
 def test_a_training_run_reports_through_its_console(config):
-    class Listener:
+    class Listener(Silent):
         lines, progress_seen = [], []
 
         def say(self, lines):

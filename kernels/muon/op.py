@@ -149,7 +149,7 @@ def muon_update_(
     their shapes; averages in their layout, zero before the first step, updated in place as well.
     lr: 0-D tensor on the device, so that a captured graph follows a schedule.
 
-    With Triton one launch takes all weights whose smaller side is at most 64, a program each.
+    With Triton one launch takes all weights whose smaller side is at most 32, a program each.
     Larger ones, and every one without Triton, take batched matrix products: those of as many rows
     share them, nothing waits for the device, and a CUDA graph can capture it. There a matrix
     product is PyTorch's, TF32 if that is allowed. Autocast changes nothing.
