@@ -202,7 +202,9 @@ def test_a_store_that_cannot_be_written_ends_the_study_and_the_run_is_not_lost(t
 
 
 SCRIPT = f"""
+import signal
 import sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal, even where this runs under nohup
 sys.path.insert(0, {str(TESTS)!r})
 import test_study_runner as t
 from lion_fast.study.stopping import signal_of
