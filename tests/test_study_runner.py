@@ -202,9 +202,7 @@ def test_a_store_that_cannot_be_written_ends_the_study_and_the_run_is_not_lost(t
 
 
 SCRIPT = f"""
-import signal
 import sys
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as in a terminal, even where this runs under nohup
 sys.path.insert(0, {str(TESTS)!r})
 import test_study_runner as t
 from lion_fast.study.stopping import signal_of
@@ -217,14 +215,19 @@ print(outcome)
 """
 
 
-def start(tmp_path):
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def start(tmp_path, hang_up=signal.SIG_DFL):
+    """Start a study that hears a hang-up as in a terminal, even where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, hang_up)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def wait_for(condition, seconds=60):
@@ -326,11 +329,7 @@ def test_a_terminated_study_of_real_runs_goes_on_from_their_checkpoints(tmp_path
 
 
 def test_a_hang_up_that_is_ignored_does_not_end_a_study(tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        process = start(tmp_path)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = start(tmp_path, signal.SIG_IGN)
     log = tmp_path / "fake" / "runs" / "log.txt"
     wait_for(lambda: log.exists() and len(events(tmp_path)) >= 2)
     process.send_signal(signal.SIGHUP)
