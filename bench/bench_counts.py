@@ -31,8 +31,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
 BENCHMARK = {
     "title": "Launches, bytes and memory of a step, counted",
     "order": 15,
@@ -71,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def count_card(card: str, arch: str, tiny: bool) -> dict[str, Any]:
     """Return the counts of every engine on `card`, each in a fork that starts from nothing."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     import stand_in_gpu
     from stand_in_gpu.processes import in_own_process
 
