@@ -24,6 +24,8 @@ class About:
     """Stage of the GPU suite that runs it."""
     ours: tuple[str, ...] = ()
     """Compared names that are this project's own; all others are rivals."""
+    is_timed: bool = True
+    """Its rows are times of a machine; counts are the same on every one."""
     needs_data: bool = False
     """It measures convergence, which synthetic images do not show."""
 

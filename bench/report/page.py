@@ -16,7 +16,7 @@ from report.results import (
 )
 from report.tables import LEGEND, side_by_side, timed_alone
 
-TITLES = {name: about.title for name, about in CATALOGUE.items()}
+TITLES = {name: about.title for name, about in CATALOGUE.items() if about.is_timed}
 """Of benchmarks in order of appearance; others follow under their file's name."""
 
 
