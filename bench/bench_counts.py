@@ -106,12 +106,12 @@ def count_engine(gpu: Any, engine: str, precision: str, arch: str, tiny: bool) -
 
     note_instead_of_compiling(gpu)
     compiled_bytes = watch_inductor()
-    # init: what lion_dg verifies of its heads are values, which the stand-in has none of.
-    config = TrainConfig(
-        engine="eager" if engine == "loop" else engine, precision=precision, arch=arch,
-        device="cuda", loader="resident", impl="triton", steps_per_replay=1, init="he",
-        **(TINY if tiny else {}),
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "engine": "eager" if engine == "loop" else engine, "precision": precision, "arch": arch,
+        "device": "cuda", "loader": "resident", "impl": "triton", "steps_per_replay": 1,
+        "init": "he",
+    }  # fmt: skip
+    config = TrainConfig(**settings | (TINY if tiny else {}))
     training = Training(config, noise(8 if tiny else 32), num_steps=8)
     captured = [record for record in gpu.records() if record.capture]
     take_step: Callable[[], None] = training
@@ -222,7 +222,7 @@ def watch_inductor() -> Counter[str]:
         found["backward" if graph.is_backward else "forward"] += graph.count_bytes()[0]
         return module
 
-    GraphLowering.compile_to_module = compile_to_module  # type: ignore[method-assign]
+    GraphLowering.compile_to_module = compile_to_module  # type: ignore[assignment, method-assign]
     return found
 
 
