@@ -26,7 +26,6 @@ from lion_fast.study.grid import Cell, Study
 from lion_fast.study.saying import say as say_aloud
 from lion_fast.study.status import (
     cell_states,
-    clock,
     num_cores,
     outcome,
     steps_done,
@@ -36,7 +35,8 @@ from lion_fast.study.stopping import STOPPING, signal_of, signals_blocked, stop_
 from lion_fast.study.store import Store, Table
 
 if TYPE_CHECKING:
-    from lion_fast.training import Summary
+    from lion_fast.training.console import clock
+from lion_fast.training import Summary
 
 
 class FinishedRun(Protocol):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lion_fast.study.grid import Cell, Study
 from lion_fast.study.store import Store, StoredCell
+from lion_fast.training.console import clock
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -134,13 +135,6 @@ def outcome(summary: dict[str, Any]) -> str:
         seconds = summary["seconds_to_target"]
         crossing = f"{target} at step {summary['steps_to_target']} ({seconds:.2f} s)"
     return f"{crossing}  validation {100 * summary['val_accuracy']:.2f} %"
-
-
-def clock(seconds: float) -> str:
-    """Return h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
 def status_lines(study: Study, out: Path) -> list[str]:

@@ -82,11 +82,12 @@ def _line(p: Progress) -> str:
     return (
         f"{p.step:7d} {p.loss:8.4f} {100 * p.accuracy:7.2f} {ratio:>9} {p.images_per_second:10.0f}"
         f" {p.step_milliseconds:9.3f} {p.data_wait_percent:7.1f} {p.memory_mib:7.0f}"
-        f" {_clock(p.eta_seconds):>8}"
+        f" {clock(p.eta_seconds):>8}"
     )
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
@@ -221,7 +222,7 @@ def figures(progress: Progress | None, max_steps: int, width: int) -> list[str]:
         f"acc {progress.accuracy:.2%}",
         f"{progress.images_per_second:.0f} images/s",
         f"{progress.step_milliseconds:.2f} ms/step",
-        f"eta {_clock(progress.eta_seconds)}",
+        f"eta {clock(progress.eta_seconds)}",
     ]
     for dispensable in (words[3], words[4], words[1], words[5], words[2]):
         if len("  ".join(words)) + _LEAST_BAR < width:
