@@ -33,10 +33,10 @@ from lion_fast.study.status import (
 )
 from lion_fast.study.stopping import STOPPING, signal_of, signals_blocked, stop_signals
 from lion_fast.study.store import Store, Table
+from lion_fast.training.console import clock
 
 if TYPE_CHECKING:
-    from lion_fast.training.console import clock
-from lion_fast.training import Summary
+    from lion_fast.training import Summary
 
 
 class FinishedRun(Protocol):
