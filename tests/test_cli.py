@@ -113,6 +113,11 @@ def test_predict_gives_each_images_class_and_probability(run, stripes, tmp_path,
     assert [line.split()[-1] for line in lines] == names
 
 
+def test_predicting_from_a_file_that_is_not_there_is_refused_in_one_line(run, tmp_path, capsys):
+    assert main(["predict", str(run), str(tmp_path / "none.png")]) == 2
+    assert "none.png is no file: give images as JPEG or PNG files" in capsys.readouterr().err
+
+
 def test_the_transform_gives_what_the_network_is_validated_on(run, stripes, tmp_path):
     paths, pixels = images_of(stripes, tmp_path, 1)
     config = TrainConfig(dataset=str(stripes))
