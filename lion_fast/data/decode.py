@@ -99,7 +99,8 @@ def _seems_whole(path: Path) -> bool:
 
 def _unreadable(path: Path, error: BaseException) -> UserError:
     return UserError(
-        f"{path} cannot be decoded ({reason(error)}): replace it, or use --skip-corrupt"
+        f"{path} cannot be decoded ({reason(error)}): replace it, or train without it: "
+        "--skip-corrupt"
     )
 
 

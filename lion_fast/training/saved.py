@@ -107,10 +107,10 @@ def predict(
 
     Raises UserError as `load_run` does, and on an image that cannot be read.
     """
+    model, transform, classes = load_run(run, device=device)
     for image in images:
         if not Path(image).is_file():
             raise UserError(f"{image} is no file: give images as JPEG or PNG files")
-    model, transform, classes = load_run(run, device=device)
     where = next(model.parameters()).device
     found: list[Prediction] = []
     for start in range(0, len(images), _BATCH_SIZE):
