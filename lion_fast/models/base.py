@@ -84,8 +84,8 @@ class DeeplySupervised(nn.Module):
         losses.loss.backward()
 
     The contract of `taps`: H maps (B, C_h, height_h, width_h) in forward order, the main head's
-    last, no head called on the way. Two more members may be overridden: `residual_branches`, which
-    fixup and rezero ask for, and `heads_in_path`.
+    last, no head called on the way. More members may be overridden: `residual_branches`, which
+    fixup and rezero ask for, `heads_in_path` and `runs_norms_once`.
 
     Under DistributedDataParallel call the wrapper, `ddp(images, labels, aux_weight)`, never
     `ddp.module.loss(...)`: only calls of the wrapper synchronise gradients.
@@ -94,6 +94,8 @@ class DeeplySupervised(nn.Module):
     heads: Heads
     heads_in_path: bool = False
     """Whether the backbone runs through the heads' weights, which LION-DG refuses elsewhere."""
+    runs_norms_once: bool = False
+    """Whether `taps` runs each batch norm exactly once: a step may then count for all of them."""
     _main_mask: Tensor
     _aux_mask: Tensor
 

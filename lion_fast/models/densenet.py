@@ -78,6 +78,8 @@ class Transition(nn.Module):
 class DenseNetDS(DeeplySupervised):
     """See `densenet_ds`."""
 
+    runs_norms_once = True
+
     def __init__(
         self, num_classes: int, growth_rate: int, block_layers: int, stem_channels: int
     ) -> None:

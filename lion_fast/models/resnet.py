@@ -68,6 +68,8 @@ def through_head(residual: Tensor, linear: nn.Linear) -> Tensor:
 class ResNetDS(DeeplySupervised):
     """See `resnet_ds`."""
 
+    runs_norms_once = True
+
     def __init__(self, num_classes: int, placement: Placement, base_width: int) -> None:
         super().__init__()
         self.placement = placement

@@ -12,6 +12,7 @@ from lion_fast.data.batches import Batch
 from lion_fast.errors import UserError
 from lion_fast.kernels import HeadLosses
 from lion_fast.models import DeeplySupervised
+from lion_fast.training.batch_counts import BatchCounts
 from lion_fast.training.history import write_row
 from lion_fast.training.losses import LossOptions
 from lion_fast.training.own import DEFAULT, Own, starts_at_zero
@@ -32,6 +33,7 @@ class TrainStep:
         self.steps_done = torch.zeros((), device=device)
         self._rates = _Rates(self.optimizer, own.lr_factors(config, device))
         self._aux_weight_at = self.loss.aux_weight_schedule(device)
+        self._batch_counts = BatchCounts(model)
         self._forward = _forward(model, self.loss, resolved)
 
     def compile(self) -> None:
@@ -45,7 +47,8 @@ class TrainStep:
         self._rates.set(self.steps_done)
         self.steps_done.add_(1)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._forward(batch.images, batch.labels, aux_weight)
+        with self._batch_counts.ahead():
+            losses = self._forward(batch.images, batch.labels, aux_weight)
         self.scaler.scale(losses.loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
