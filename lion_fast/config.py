@@ -16,6 +16,8 @@ Init = Literal["he", "xavier", "lion_dg", "lsuv", "lion_lsuv", "fixup", "rezero"
 Engine = Literal["auto", "eager", "compile", "graph"]
 LoaderName = Literal["auto", "resident", "dali", "workers"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+OptimizerName = Literal["adamw", "muon"]
+ScheduleName = Literal["constant", "linear"]
 # Spelled again in kernels/dispatch.py, which must not import this package; a test holds the two
 # together.
 Impl = Literal["auto", "triton", "torch"]
@@ -87,10 +89,28 @@ class TrainConfig:
     makes unnecessary."""
     label_smoothing: float = numbers(0.0)
     """Cross-entropy label smoothing, from 0 up to but excluding 1."""
+    optimizer: OptimizerName = numbers("adamw")
+    """AdamW for every parameter, or Muon (orthogonalised momentum) for the backbone's convolutions
+    and matrices and AdamW for heads, norms and biases."""
     lr: float = numbers(5e-3)
-    """AdamW learning rate, constant over the run; the default was calibrated, see README."""
+    """AdamW learning rate; the default was calibrated, see README."""
     weight_decay: float = numbers(0.05)
     """AdamW decoupled weight decay."""
+    muon_lr: float = numbers(0.02)
+    """Muon learning rate: about the largest singular value of a step, for wide weights."""
+    muon_momentum: float = numbers(0.95)
+    """Muon's share of the gradients' old average in the new one."""
+    muon_weight_decay: float = numbers(0.0)
+    """Muon decoupled weight decay."""
+    schedule: ScheduleName = numbers("constant")
+    """Course of all learning rates: constant, or a linear warm-up and cool-down."""
+    lr_warmup_steps: int = numbers(0)
+    """With schedule linear: steps in which the rates rise to their full values."""
+    lr_cooldown_steps: int = numbers(0)
+    """With schedule linear: steps after the warm-up in which the rates fall to lr_floor; 0 keeps
+    them full."""
+    lr_floor: float = numbers(0.0)
+    """With schedule linear: share of the rates that is left when they have cooled down."""
     batch_size: int = numbers(128)
     """Images per step."""
     max_steps: int = numbers(3000)
@@ -163,8 +183,14 @@ class TrainConfig:
             raise UserError(f"train_fraction is {self.train_fraction}: give a fraction in (0, 1]")
         if self.label_smoothing >= 1:
             raise UserError(f"label_smoothing is {self.label_smoothing}: it must be below 1")
-        if self.lr == 0:
-            raise UserError("lr is 0: give a positive learning rate")
+        for name in ("lr", "muon_lr"):
+            if getattr(self, name) == 0:
+                raise UserError(f"{name} is 0: give a positive learning rate")
+        if self.muon_momentum >= 1:
+            raise UserError(f"muon_momentum is {self.muon_momentum}: it must be below 1")
+        for name in ("lr_warmup_steps", "lr_cooldown_steps", "lr_floor"):
+            if self.schedule == "constant" and getattr(self, name):
+                raise UserError(f"{name} is of schedule linear, and schedule is constant: drop one")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values (paths become strings)."""
@@ -241,6 +267,12 @@ _LEAST: dict[str, float] = {
     "label_smoothing": 0,
     "lr": 0,
     "weight_decay": 0,
+    "muon_lr": 0,
+    "muon_momentum": 0,
+    "muon_weight_decay": 0,
+    "lr_warmup_steps": 0,
+    "lr_cooldown_steps": 0,
+    "lr_floor": 0,
     "batch_size": 1,
     "max_steps": 1,
     "crop_padding": 0,
@@ -257,7 +289,7 @@ _LEAST: dict[str, float] = {
 
 # Torch's and numpy's generators take a seed of 63 bits; an image of more pixels than 4096x4096 is
 # 50 MB, and a batch of them no network here can be meant to see.
-_MOST: dict[str, int] = {"seed": 2**63 - 1, "image_size": 4096, "num_workers": 1024}
+_MOST: dict[str, int] = {"seed": 2**63 - 1, "image_size": 4096, "num_workers": 1024, "lr_floor": 1}
 
 # What a resumed run may be told anew: how far to go, besides what no result depends on.
 FREE_ON_RESUME = fields_of("housekeeping") | {"max_steps"}

@@ -11,7 +11,7 @@ RUNS = {
     "H100": (
         "eager/fp32/resnet_ds/workers",
         'compile/tf32/resnet_ds/resident/placement="residual"',
-        "graph/bf16/densenet_ds/workers",
+        'graph/bf16/densenet_ds/workers/optimizer="muon"/schedule="linear"/lr_warmup_steps=9',
         "graph-eager/bf16/densenet_ds/resident/crop_padding=2",
         "graph-eager/fp16/resnet_ds/resident",
     ),
@@ -27,7 +27,7 @@ RUNS = {
     "V100": (
         "eager/fp16/densenet_ds/workers",
         "compile/fp32/densenet_ds/resident",
-        "graph/fp16/resnet_ds/resident",
+        'graph/fp16/resnet_ds/resident/optimizer="muon"',
         "graph-eager/fp32/resnet_ds/workers/steps_per_replay=1",
     ),
 }

@@ -46,8 +46,8 @@ def train(
 
     model: a network of your own, or a function from num_classes and image_size to one; it is
     initialised by `config.init` like ours. images: a set of your own. optimizer: from parameters to
-    an optimizer, instead of AdamW at `config.lr` and `config.weight_decay`. schedule: from a step,
-    counted from 0, to the factor of the learning rate in it.
+    an optimizer, instead of `config.optimizer`. schedule: from a step, counted from 0, to the
+    factor of the learning rate in it, instead of `config.schedule`.
 
     Writes a run folder and returns its summary. Raises UserError on bad input, on a non-finite loss
     (the last good checkpoint stays) and when memory or disk run out; Interrupted, which is a

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from lion_fast.data.dataset import DataSet
 from lion_fast.data.open import open_data
 from lion_fast.errors import UserError
 from lion_fast.models import DeeplySupervised, build_model
+from lion_fast.training.optimizers import MuonAdamW, build_optimizer, rate_factor
 from lion_fast.training.resolve import Resolved
 
 MakeModel = Callable[[int, tuple[int, int]], DeeplySupervised]
@@ -69,18 +71,11 @@ class Own:
         return model
 
     def make_optimizer(
-        self, model: nn.Module, config: TrainConfig, resolved: Resolved
+        self, model: DeeplySupervised, config: TrainConfig, resolved: Resolved
     ) -> torch.optim.Optimizer:
         """Return the run's optimizer; raises UserError if the engine cannot run it."""
         if self.optimizer is None:
-            return torch.optim.AdamW(
-                model.parameters(),
-                lr=config.lr,
-                betas=(0.9, 0.999),
-                weight_decay=config.weight_decay,
-                fused=True,
-                capturable=resolved.device.type == "cuda",
-            )
+            return build_optimizer(model, config, resolved)
         optimizer = self.optimizer(model.parameters())
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise UserError(
@@ -98,11 +93,14 @@ class Own:
 
         Raises UserError on a factor that is not finite or below 0.
         """
-        if self.schedule is None:
-            return None
+        schedule = self.schedule
+        if schedule is None:
+            if config.schedule == "constant":
+                return None
+            schedule = partial(rate_factor, config)
         factors = []
         for step in range(config.max_steps):
-            factors.append(float(self.schedule(step)))
+            factors.append(float(schedule(step)))
             if not 0 <= factors[-1] < float("inf"):
                 raise UserError(
                     f"schedule gives {factors[-1]} at step {step}: give a finite factor, at least 0"
@@ -120,7 +118,7 @@ def starts_at_zero(optimizer: torch.optim.Optimizer) -> bool:
 
     Other optimizers' state is dropped and made anew, which a captured graph would not see.
     """
-    return isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
+    return isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW | MuonAdamW)
 
 
 def _capturable(optimizer: torch.optim.Optimizer) -> bool:
