@@ -6,7 +6,7 @@ from its start to its end, imports, initialisation, validation and files include
 misses the target lowers `num_reached` and has no time. Compiled code comes from warm caches;
 `bench_setup.py` has them cold.
 
-On a GPU: preset fast, which is the paper's run stopped at 70 %, on the CIFAR-10 of `--data-dir`.
+On a GPU: preset paper, stopped at 70 %, on the CIFAR-10 of `--data-dir`.
 On the CPU: preset quickstart, on the embedded digits. In quick mode: a few steps of one seed.
 """
 
@@ -46,7 +46,8 @@ def runs(request, device, tmp_path_factory):
     if device.type == "cuda":
         if data_dir is None:
             pytest.skip("needs the real images of --data-dir: convergence is timed")
-        flags = ["--preset", "fast", "--data-dir", data_dir.resolve(), "--device", device]
+        flags = ["--preset", "paper", "--stop-at-target", "--checkpoint-every", 0]
+        flags += ["--data-dir", data_dir.resolve(), "--device", device]
     done: dict[str, Runs] = {}
 
     def get(init: str, quick: bool) -> Runs:

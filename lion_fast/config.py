@@ -137,6 +137,8 @@ class TrainConfig:
     """Who makes the batches: a device-resident set, NVIDIA DALI, or DataLoader workers."""
     precision: Precision = execution("auto")
     """Arithmetic of the forward and backward pass; weights and optimizer stay fp32."""
+    cpu_bf16: bool = execution(False)
+    """Let precision auto take bf16 on a CPU that has instructions for it."""
     impl: Impl = execution("auto")
     """Fused Triton kernels or the plain PyTorch reference."""
     steps_per_replay: int = execution(8)
@@ -305,5 +307,12 @@ PRESETS: dict[str, TrainConfig] = {
         stop_at_target=True,
         log_every=20,
     ),
-    "fast": TrainConfig(dataset="cifar10", stop_at_target=True, checkpoint_every=0),
+    "fast": TrainConfig(
+        dataset="cifar10",
+        init="he",
+        optimizer="muon",
+        cpu_bf16=True,
+        stop_at_target=True,
+        checkpoint_every=0,
+    ),
 }

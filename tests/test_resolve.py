@@ -1,9 +1,10 @@
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lion_fast.config import TrainConfig
+from lion_fast.config import PRESETS, TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.training import resolve as resolve_module
 from lion_fast.training.doctor import doctor
@@ -52,6 +53,52 @@ def test_auto_on_the_cpu_is_eager_fp32_without_triton():
         "precision": "fp32",
         "impl": "torch",
     }
+
+
+@pytest.fixture
+def cpu_with(monkeypatch):
+    """Pretend that this CPU has, of AVX512-BF16 and AMX, the given ones."""
+
+    def pretend(*names):
+        for name, ask in (
+            ("AVX512-BF16", "_is_avx512_bf16_supported"),
+            ("AMX", "_is_amx_tile_supported"),
+        ):
+            monkeypatch.setattr(torch.cpu, ask, lambda name=name: name in names)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("has", "preset", "precision", "reason"),
+    [
+        (("AVX512-BF16",), "fast", "bf16", "this CPU has AVX512-BF16, and cpu_bf16 allows it"),
+        (("AMX", "AVX512-BF16"), "fast", "bf16", "this CPU has AMX"),
+        ((), "fast", "fp32", "neither AVX512-BF16 nor AMX"),
+        (("AVX512-BF16",), "paper", "fp32", "AVX512-BF16 computes in bf16 if cpu_bf16 allows it"),
+        ((), "paper", "fp32", "the CPU's native arithmetic"),
+    ],
+)
+def test_only_preset_fast_takes_bf16_on_a_cpu_that_has_it(cpu_with, has, preset, precision, reason):
+    cpu_with(*has)
+    config = dataclasses.replace(PRESETS[preset], device="cpu")
+    resolved = resolve(config)
+    assert resolved.precision == precision
+    assert reason in resolved.reasons["precision"]
+    report = [line for line in doctor(config) if line.strip().startswith("precision")]
+    assert reason in report[0]
+
+
+def test_a_precision_that_is_asked_for_is_taken_on_any_cpu(cpu_with):
+    cpu_with()
+    for precision in ("bf16", "fp32"):
+        config = dataclasses.replace(PRESETS["fast"], device="cpu", precision=precision)
+        assert resolve(config).precision == precision
+
+
+def test_bf16_instructions_are_asked_of_torch():
+    """These are torch's own, in every version that this package runs on."""
+    assert resolve_module.cpu_bf16_instructions() in (None, "AMX", "AVX512-BF16")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])

@@ -4,7 +4,7 @@ import pytest
 
 from lion_fast.config import PRESETS, TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.study.grid import Cell, Study, grid, load_study
+from lion_fast.study.grid import Cell, Study, course, grid, load_study
 from lion_fast.study.studies import STUDIES, find_study
 
 
@@ -44,6 +44,21 @@ def test_studies_with_one_store_share_runs_in_it(name, tmp_path):
 def test_a_part_of_table_1_needs_no_run_of_its_own(name):
     whole = {cell.key for cell in STUDIES["table1"].cells()}
     assert {cell.key for cell in STUDIES[name].cells()} <= whole
+
+
+def test_the_speed_run_sets_preset_fast_against_preset_paper():
+    study, inits, bf16 = (STUDIES[n] for n in ("speedrun", "speedrun_init", "speedrun_bf16"))
+    configs = {(c.variant["optimizer"], c.variant["init"]): c.config for c in study.cells()[:4]}
+    assert course(configs["muon", "he"]) == course(PRESETS["fast"])
+    paper = dataclasses.replace(PRESETS["paper"], stop_at_target=True)
+    assert course(configs["adamw", "lion_dg"]) == course(paper)
+    fast = study.variants[-1]
+    assert fast["init"] == "lion_dg" and study.baseline_of(fast)["init"] == "lion_dg"
+    assert study.baseline_of(fast)["optimizer"] == "adamw"
+    assert inits.baseline_of(fast) == {**fast, "init": "he"}
+    assert {cell.key for cell in inits.cells()} == {cell.key for cell in study.cells()}
+    assert bf16.baseline_of(bf16.variants[0]) == bf16.variants[1]
+    assert study.seeds == (42, 123, 456)
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)

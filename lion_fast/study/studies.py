@@ -15,6 +15,12 @@ _TABLE_1_INITS = (*_HE_LION, "lsuv", "lion_lsuv")
 # The paper's three, and seven named before any of their runs (bench/NOTES.md states the test).
 _HEADLINE_SEEDS = (*PAPER_SEEDS, 1001, 1002, 1003, 1004, 1005, 1006, 1007)
 
+# The paper's recipe and preset fast's, the latter also in fp32.
+_PAPER_RECIPE = {"optimizer": "adamw", "cpu_bf16": False}
+_RECIPES = grid(optimizer=("adamw",), cpu_bf16=(False,), init=_HE_LION) + grid(
+    optimizer=("muon",), cpu_bf16=(True,), init=_HE_LION
+)
+
 STUDIES: dict[str, Study] = {
     study.name: study
     for study in (
@@ -111,6 +117,28 @@ STUDIES: dict[str, Study] = {
             base=_PAPER,
             variants=grid(dataset=_DATASETS, arch=_ARCHS, init=_HE_LION),
             store_name="table1",
+        ),
+        Study(
+            name="speedrun",
+            title="Recipe fast against the paper's, to 70 %, He-init and LION-DG each",
+            base=replace(_PAPER, stop_at_target=True),
+            variants=_RECIPES,
+            baseline=_PAPER_RECIPE,
+        ),
+        Study(
+            name="speedrun_init",
+            title="He-init against LION-DG under recipe fast and the paper's, to 70 %",
+            base=replace(_PAPER, stop_at_target=True),
+            variants=_RECIPES,
+            store_name="speedrun",
+        ),
+        Study(
+            name="speedrun_bf16",
+            title="Recipe fast in bf16 against fp32 on a CPU that has bf16 instructions",
+            base=replace(_PAPER, stop_at_target=True),
+            variants=grid(optimizer=("muon",), cpu_bf16=(True, False), init=("he",)),
+            baseline={"cpu_bf16": False},
+            store_name="speedrun",
         ),
     )
 }

@@ -138,14 +138,11 @@ def _precision(config: TrainConfig, device: torch.device) -> Choice:
     refusal = precision_refusal(asked, device)
     if refusal is not None:
         raise UserError(refusal)
-    if device.type == "cpu":
-        return Choice(
-            "fp32" if asked == "auto" else asked,
-            "asked for" if asked != "auto" else "the CPU's native arithmetic",
-        )
-    major, minor = _capability(device)
     if asked != "auto":
         return Choice(asked, "asked for")
+    if device.type == "cpu":
+        return _cpu_precision(config.cpu_bf16)
+    major, minor = _capability(device)
     if major >= 8:
         return Choice("bf16", f"compute capability {major}.{minor} has bf16 tensor cores")
     if major >= 7:
@@ -153,6 +150,27 @@ def _precision(config: TrainConfig, device: torch.device) -> Choice:
             "fp16", f"compute capability {major}.{minor} has fp16 but no bf16 tensor cores"
         )
     return Choice("fp32", f"compute capability {major}.{minor} has no tensor cores")
+
+
+def _cpu_precision(bf16_allowed: bool) -> Choice:
+    instructions = cpu_bf16_instructions()
+    if bf16_allowed and instructions:
+        return Choice("bf16", f"this CPU has {instructions}, and cpu_bf16 allows it")
+    if bf16_allowed:
+        return Choice("fp32", "this CPU has neither AVX512-BF16 nor AMX, and emulates bf16")
+    if instructions:
+        return Choice("fp32", f"{instructions} computes in bf16 if cpu_bf16 allows it")
+    return Choice("fp32", "the CPU's native arithmetic")
+
+
+def cpu_bf16_instructions() -> str | None:
+    """Return the name of this CPU's instructions for products in bf16, as torch sees them."""
+    # Not mkldnn's question whether bf16 is supported: it is, emulated, wherever AVX512 is.
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX"
+    if torch.cpu._is_avx512_bf16_supported():
+        return "AVX512-BF16"
+    return None
 
 
 def _loader(config: TrainConfig, device: torch.device) -> Choice:
