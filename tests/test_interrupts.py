@@ -54,10 +54,13 @@ def only_run(config):
 
 @pytest.fixture(autouse=True)
 def handlers_are_left_as_they_were():
+    # Under nohup SIGHUP is ignored from the start, and a run leaves an ignored signal ignored.
+    found = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in numbers]
     yield
     assert [signal.getsignal(number) for number in numbers] == before
+    signal.signal(signal.SIGHUP, found)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
