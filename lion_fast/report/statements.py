@@ -19,7 +19,7 @@ _LINEAR, _STEADY = 0.95, 0.5
 _COMPARABLE_POINTS = 1.0
 _EQUAL_PERCENT = 2.0
 _DENSENET_10 = {"dataset": "cifar10", "arch": "densenet_ds"}
-_TABLE_1 = ("table1", "table6", "table2", "exits")
+_TABLE_1 = ("table1", "headline", "table6", "table2", "exits")
 _TABLE_1_INITS = ("he", "lion_dg", "lsuv", "lion_lsuv")
 
 
