@@ -26,6 +26,11 @@ def whole(config):
     return {"steps_to_target": 80 + config.seed % 5, "tables": tables}
 
 
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def exported(tmp_path, study=STUDY, result=whole):
     fill(study, tmp_path / "there", result)
     export_csv(study, tmp_path / "there", tmp_path / "csv")
@@ -37,10 +42,7 @@ def test_an_import_gives_back_what_was_exported(tmp_path):
     assert (told.num_taken, told.num_held, told.num_others) == (6, 0, 0)
     export_csv(STUDY, tmp_path / "here", tmp_path / "again")
     for name in NAMES:
-        before, after = (
-            list(csv.DictReader((tmp_path / folder / name).open(encoding="utf-8")))
-            for folder in ("csv", "again")
-        )
+        before, after = (rows(tmp_path / folder / name) for folder in ("csv", "again"))
         assert before == after
     there, here = (read_study(STUDY, tmp_path / name) for name in ("there", "here"))
     for one, other in zip(there.runs, here.runs, strict=True):
