@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -86,7 +86,7 @@ class _StudyArguments:
 
     study: tyro.conf.Positional[str]
     """quickstart, table1, table2, table6, headline, table7, gradinit, figure1, alpha, warmup,
-    boundary, sensitivity, exits, or a TOML file."""
+    boundary, sensitivity, exits, reduced-boundary, reduced-sensitivity, or a TOML file."""
     seeds: tuple[int, ...] | None = None
     """Seeds of every variant, such as 42 123. Default: the study's."""
     jobs: int = 1
@@ -107,8 +107,13 @@ class _StudyArguments:
     """List the runs, what is done of them and what could not run here, then end."""
     status: bool = False
     """Show a table of the runs and the time left, live while any is in progress."""
+    power: bool = False
+    """From the spread of the finished runs: seeds that the paper's effect needs, and what today's
+    can show."""
     export: Path | None = None
     """Write the results to summaries.csv and metrics.csv in this folder, then end."""
+    imported: Annotated[tuple[Path, ...] | None, tyro.conf.arg(name="import")] = None
+    """Add the study's runs among those that --export wrote to these folders, then end."""
     force: bool = False
     """With --export: write into a folder that holds something else."""
 
@@ -213,7 +218,7 @@ def _study(arguments: Sequence[str]) -> int:
     from lion_fast.study.studies import find_study
 
     study = find_study(parsed.study)
-    if parsed.status or parsed.export is not None:
+    if parsed.status or parsed.power or parsed.export is not None:
         study = study_as_stored(study, parsed.out)
     study = study.override(
         seeds=parsed.seeds,
@@ -231,21 +236,34 @@ def _study(arguments: Sequence[str]) -> int:
         from lion_fast.study.check import obstacle_lines
 
         say("\n".join([*status_lines(study, parsed.out), *obstacle_lines(study)]))
+    elif parsed.power:
+        from lion_fast.report.by_seed import power_lines
+        from lion_fast.report.results import read_study
+
+        say("\n".join(power_lines(read_study(study, parsed.out))))
     elif parsed.export is not None:
         for path in export_csv(study, parsed.out, parsed.export, force=parsed.force):
             say(str(path))
+    elif parsed.imported is not None:
+        from lion_fast.study.importing import import_csv
+
+        say("\n".join(each.line() for each in import_csv(study, parsed.out, parsed.imported)))
     else:
         return _run_study(study, parsed)
     return 0
 
 
 def _check_study_flags(parsed: _StudyArguments) -> None:
+    if parsed.imported == ():
+        raise UserError("--import has no value: give folders that --export wrote")
     if parsed.seeds == ():
         raise UserError("--seeds has no value: give at least one number, like --seeds 42 123")
     wanted = {
         "--dry-run": parsed.dry_run,
         "--status": parsed.status,
+        "--power": parsed.power,
         "--export": parsed.export is not None,
+        "--import": parsed.imported is not None,
     }
     given = [flag for flag, is_given in wanted.items() if is_given]
     if len(given) > 1:

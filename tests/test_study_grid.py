@@ -1,4 +1,6 @@
+import csv
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -200,3 +202,20 @@ def test_a_toml_file_cannot_take_the_name_of_a_named_study(tmp_path):
     path = write(tmp_path, "name = 'table1'\naxes = {init = ['he']}")
     with pytest.raises(UserError, match="table1 is a built-in study"):
         find_study(str(path))
+
+
+def test_the_reduced_studies_have_the_targets_that_were_chosen_before_their_runs():
+    path = Path(__file__).parent.parent / "bench" / "results" / "target_calibration.csv"
+    with open(path, newline="", encoding="utf-8") as file:
+        chosen = {
+            (row["dataset"], int(row["num_classes"])): float(row["target_accuracy"])
+            for row in csv.DictReader(file)
+        }
+    configs = [
+        cell.config
+        for name in ("reduced-boundary", "reduced-sensitivity")
+        for cell in STUDIES[name].cells()
+    ]
+    targets = {(c.dataset, c.num_classes or 10): c.target_accuracy for c in configs}
+    assert targets == chosen
+    assert {(c.base_width, c.arch, c.max_steps) for c in configs} == {(16, "resnet_ds", 600)}

@@ -1,15 +1,19 @@
 """Every variant of a study against its baseline in one quantity of the runs' summaries."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from lion_fast.config import TrainConfig
+from lion_fast.report.paired import Bounds, Paired, compare_pairs
+from lion_fast.report.paper import published_accuracy, published_speedup
+from lion_fast.report.power import Spread, power_of_difference, seeds_needed, smallest_shown
 from lion_fast.report.results import StudyResults
 from lion_fast.report.stats import (
     Comparison,
     Sample,
     compare,
+    describe,
     describe_whole,
     paired_speedups,
     speedup_interval,
@@ -31,6 +35,9 @@ class Quantity(NamedTuple):
 STEPS = Quantity("steps_to_target", 1, ("fewer steps", "more steps"))
 SECONDS = Quantity("seconds_to_target", 1, ("less time", "more time"))
 ACCURACY = Quantity("val_accuracy", 100, ("lower accuracy", "higher accuracy"))
+BOUND_PERCENT = 5.0
+"""Of the baseline's steps, within which two methods count as equivalent (bench/NOTES.md)."""
+BOUNDS = Bounds.of_percent(BOUND_PERCENT)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,8 @@ class VariantRow:
     """The baseline's, likewise; empty where the variant has none, or none that has run."""
     comparison: Comparison | None
     """With the baseline; None where there is none."""
+    effect: float | None = None
+    """What the paper's difference from the baseline would be here; None where it gives none."""
 
     @property
     def label(self) -> str:
@@ -77,6 +86,41 @@ class VariantRow:
         """95 % bootstrap interval of `speedup`."""
         return speedup_interval(list(self.values.values()), list(self.baseline.values()))
 
+    @property
+    def n(self) -> int:
+        """Seeds that this row and its baseline both have at least."""
+        return min(len(self.values), len(self.baseline))
+
+    @property
+    def spread(self) -> Spread | None:
+        """What Welch's test measures the difference against; None where it cannot test."""
+        if self.comparison is None or self.comparison.p_value is None:
+            return None
+        samples = [describe_whole(list(of.values())) for of in (self.values, self.baseline)]
+        return Spread(tuple(sample.std**2 for sample in samples if sample and sample.std))
+
+    @property
+    def smallest_shown(self) -> float | None:
+        """Smallest true difference that Welch's test of so many seeds shows with 80 % power."""
+        return None if self.spread is None else smallest_shown(self.spread, self.n)
+
+    @property
+    def seeds_for_effect(self) -> int | None:
+        """Seeds a method with which Welch's test shows the paper's effect with 80 % power."""
+        effect, spread = self.effect, self.spread
+        if spread is None or not effect:
+            return None
+        return seeds_needed(lambda n: power_of_difference(effect, spread, n))
+
+    def power_text(self) -> str:
+        """Return what so many seeds can show, for a reader of "no difference shown"."""
+        if self.smallest_shown is None or self.comparison is None or self.comparison.shown:
+            return ""
+        percent = 100 * self.smallest_shown / abs(describe(_present(self.baseline)).mean)
+        needed = self.seeds_for_effect
+        for_paper = "" if needed is None else f"; the paper's effect needs n = {needed:,}"
+        return f", which can show {percent:.1f} % or more (80 % power{for_paper})"
+
 
 def compare_variants(results: StudyResults, quantity: Quantity) -> list[VariantRow]:
     """Return one row per variant that has run; Holm's correction is over all of them."""
@@ -107,10 +151,53 @@ def compare_variants(results: StudyResults, quantity: Quantity) -> list[VariantR
             values[label],
             baselines.get(label, {}),
             comparisons.get(label),
+            _papers_effect(results, variant, quantity, baselines.get(label, {})),
         )
         for variant in results.study.variants
         if (label := variant_label(variant)) in values
     ]
+
+
+def compare_by_seed(
+    rows: Sequence[VariantRow], seeds: Collection[int] | None = None
+) -> dict[str, Paired]:
+    """Return the paired tests of rows of steps by their label, perhaps of these seeds alone."""
+    pairs = {
+        row.label: (_of_seeds(row.values, seeds), _of_seeds(row.baseline, seeds))
+        for row in rows
+        if row.comparison is not None
+    }
+    return {label: test for label, test in compare_pairs(pairs, BOUNDS).items() if test is not None}
+
+
+def _of_seeds(
+    values: Mapping[int, float | None], seeds: Collection[int] | None
+) -> dict[int, float | None]:
+    return {seed: value for seed, value in values.items() if seeds is None or seed in seeds}
+
+
+def _present(values: Mapping[int, float | None]) -> list[float]:
+    return [value for value in values.values() if value is not None]
+
+
+def _papers_effect(
+    results: StudyResults,
+    variant: Variant,
+    quantity: Quantity,
+    baseline: Mapping[int, float | None],
+) -> float | None:
+    """Return the paper's difference from the baseline in the quantity's unit."""
+    against = results.study.baseline_of(variant)
+    if against is None or not _present(baseline):
+        return None
+    config = results.of(variant)[0].config
+    if quantity is STEPS:
+        speedup = published_speedup(config)
+        return None if speedup is None else -speedup / 100 * describe(_present(baseline)).mean
+    if quantity is ACCURACY:
+        ours, theirs = map(published_accuracy, (config, results.of(against)[0].config))
+        return None if ours is None or theirs is None else ours.value - theirs.value
+    return None
 
 
 def conclusion(results: StudyResults) -> list[str]:
@@ -133,6 +220,6 @@ def conclusion(results: StudyResults) -> list[str]:
             text = f"{target} after {row.sample.mean:,.0f}{spread} steps (n = {num})"
         if row.comparison is not None:
             speedup = "" if row.speedup is None else f"speedup {row.speedup:+.1f} %: "
-            text += f"; {speedup}{row.comparison.verdict}"
+            text += f"; {speedup}{row.comparison.verdict}{row.power_text()}"
         lines.append(f"{row.label}: {text}")
     return lines

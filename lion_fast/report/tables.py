@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from lion_fast.report.by_seed import by_seed_tables
 from lion_fast.report.comparisons import ACCURACY, SECONDS, STEPS, VariantRow, compare_variants
 from lion_fast.report.growth import EARLY_STEPS, growth_fits
 from lion_fast.report.markdown import ABSENT, significant, table
@@ -12,9 +13,16 @@ from lion_fast.report.paper import (
     published_speedup,
     published_steps,
 )
+from lion_fast.report.power import POWER
 from lion_fast.report.results import StudyResults
 from lion_fast.report.stats import Sample, describe, describe_whole
 from lion_fast.study.grid import variant_label
+
+_POWER_NOTE = (
+    "Shown at this n: the smallest true difference that Welch's test of so many seeds finds with"
+    f" {100 * POWER:.0f} % power, if runs spread as these do; the spread of few seeds is itself"
+    " uncertain."
+)
 
 
 def study_tables(results: StudyResults) -> Iterator[str]:
@@ -43,9 +51,11 @@ def _can_reach(row: VariantRow) -> bool:
 
 
 def _steps_tables(results: StudyResults, rows: Sequence[VariantRow]) -> Iterator[str]:
-    target = results.study.base.target_accuracy
-    yield from ("", f"#### Steps to {100 * target:g} % training accuracy", "")
+    targets = {row.config.target_accuracy for row in rows}
+    target = f"{100 * targets.pop():g} %" if len(targets) == 1 else "the target"
+    yield from ("", f"#### Steps to {target} training accuracy", "")
     yield from _steps(rows)
+    yield from by_seed_tables(results.study.seeds, rows)
     yield from ("", "#### Steps seed by seed", "")
     yield "In brackets: speedup over the baseline of the same seed."
     yield ""
@@ -76,7 +86,10 @@ def _steps(rows: Sequence[VariantRow]) -> list[str]:
 
 def _tests(rows: Sequence[VariantRow], form: str) -> list[str]:
     """Return the table of tests against the baseline."""
-    header = ("run against its baseline", "verdict", "difference", "p (Welch)", "p (Holm)", "d")
+    header = (
+        *("run against its baseline", "verdict", "difference", "p (Welch)", "p (Holm)", "d"),
+        *("shown at this n", "the paper's", "n for the paper's"),
+    )
     lines = []
     for row in rows:
         test = row.comparison
@@ -90,9 +103,14 @@ def _tests(rows: Sequence[VariantRow], form: str) -> list[str]:
                     _number(test.p_value, "{:.3f}"),
                     _number(test.p_corrected, "{:.3f}"),
                     effect,
+                    _number(row.smallest_shown, form.replace("+", "")),
+                    _number(row.effect, form),
+                    _number(row.seeds_for_effect, "{:,}"),
                 )
             )
-    return table(header, lines, text_columns=2) if lines else ["No baseline has run: no test."]
+    if not lines:
+        return ["No baseline has run: no test."]
+    return [*_filled(header, lines, text_columns=2), "", _POWER_NOTE]
 
 
 def _published_steps(rows: Sequence[VariantRow]) -> Iterator[str]:
@@ -265,11 +283,13 @@ def _awakening(results: StudyResults) -> list[str]:
     return _filled(header, lines)
 
 
-def _filled(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+def _filled(
+    header: Sequence[str], lines: Sequence[Sequence[str]], text_columns: int = 1
+) -> list[str]:
     """Return a table without the columns that no row fills."""
     columns = [c for c in zip(header, *lines, strict=True) if {*c[1:]} != {ABSENT}]
     kept_header, *kept_lines = zip(*columns, strict=True)
-    return table(kept_header, kept_lines)
+    return table(kept_header, kept_lines, text_columns)
 
 
 def _mean_value(sample: Sample | None) -> float | None:

@@ -21,6 +21,18 @@ _RECIPES = grid(optimizer=("adamw",), cpu_bf16=(False,), init=_HE_LION) + grid(
     optimizer=("muon",), cpu_bf16=(True,), init=_HE_LION
 )
 
+# What a CPU can afford of ResNet-DS and of CIFAR-100. `bench/calibrate_targets.py` chose each
+# target before any run of these studies.
+_REDUCED = replace(
+    _PAPER,
+    arch="resnet_ds",
+    base_width=16,
+    max_steps=600,
+    target_accuracy=0.56,
+    stop_at_target=True,
+)
+_REDUCED_TARGETS = {10: 0.76, 20: 0.5, 50: 0.28, 100: 0.16}
+
 STUDIES: dict[str, Study] = {
     study.name: study
     for study in (
@@ -109,6 +121,22 @@ STUDIES: dict[str, Study] = {
             base=replace(_PAPER, dataset="cifar100"),
             variants=grid(
                 num_classes=(10, 20, 50, 100), train_fraction=(0.1, 0.25, 0.5, 1.0), init=_HE_LION
+            ),
+        ),
+        Study(
+            name="reduced-boundary",
+            title="Reduced: ResNet-DS of width 16 on CIFAR-10, auxiliary weights beside or inside",
+            base=_REDUCED,
+            variants=grid(placement=("side_tap", "residual"), init=_HE_LION),
+        ),
+        Study(
+            name="reduced-sensitivity",
+            title="Reduced: ResNet-DS of width 16 on 10, 20, 50 and 100 classes of CIFAR-100",
+            base=replace(_REDUCED, dataset="cifar100"),
+            variants=tuple(
+                {"num_classes": num_classes, "target_accuracy": target, "init": init}
+                for num_classes, target in _REDUCED_TARGETS.items()
+                for init in _HE_LION
             ),
         ),
         Study(

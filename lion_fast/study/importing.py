@@ -1,0 +1,166 @@
+"""Exported runs back into a store: runs of several machines become one study's."""
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lion_fast
+from lion_fast.config import TrainConfig
+from lion_fast.errors import UserError
+from lion_fast.study.export import NAMES
+from lion_fast.study.grid import Study, course
+from lion_fast.study.store import Store, Table
+
+_RESOLVED = ("device", "engine", "loader", "precision", "impl")
+_OF_A_SUMMARY = frozenset(
+    {
+        *("steps", "target_accuracy", "window", "steps_to_target", "seconds_to_target"),
+        *("init_seconds", "setup_seconds", "train_seconds", "total_seconds", "process_seconds"),
+        *("train_accuracy", "val_accuracy", "val_loss", "images_per_second"),
+        *("step_milliseconds_median", "data_wait_percent", "loader_host_mib", "loader_device_mib"),
+        *("peak_memory_mib", "num_parameters", "num_skipped_images", "jobs"),
+    }
+)
+_HEAD = re.compile(r"val_accuracy_head\d+")
+_PROBE = re.compile(r"gradient_ratio|(aux|main)_gradient_norm|aux_head\d+_weight_norm")
+_OF_NO_TABLE = frozenset({"key", "seed", "step", *course(TrainConfig())})
+
+
+class Imported(NamedTuple):
+    """What became of the runs of one exported folder."""
+
+    folder: Path
+    num_taken: int
+    num_held: int
+    """Runs that the store had finished before: they stay as they are."""
+    num_others: int
+    """Runs that are none of the study's, or that failed."""
+
+    def line(self) -> str:
+        """Return it in words."""
+        counts = {"taken": self.num_taken, "here already": self.num_held}
+        counts["not of this study or failed"] = self.num_others
+        told = ", ".join(f"{number} {words}" for words, number in counts.items() if number)
+        return f"{self.folder}: {told}"
+
+
+def import_csv(study: Study, out: Path, folders: Sequence[Path]) -> list[Imported]:
+    """Add the runs of `study` among those that `export_csv` wrote to `folders`, to its store.
+
+    A run is known by its key, the hash of its config, so that none enters that the study would not
+    itself have made. Its machine and versions come with it. Raises UserError on what is no export,
+    on runs of another version, and where no run at all is of the study.
+    """
+    exports = {folder: list(_read(folder / NAMES[0])) for folder in folders}
+    for folder, summaries in exports.items():
+        _check(folder, summaries)
+    keys = {cell.key for cell in study.cells()}
+    if not keys & {row["key"] for summaries in exports.values() for row in summaries}:
+        raise UserError(
+            f"no run of {study.name} in {', '.join(map(str, folders))}: give the flags that it ran"
+            " with, such as --engine, --max-steps or --stop-at-target"
+        )
+    with Store.create(study, out) as store:
+        return [_import(study, store, folder, rows) for folder, rows in exports.items()]
+
+
+def _check(folder: Path, summaries: Sequence[dict[str, str]]) -> None:
+    missing = {"key", "error", "steps_to_target"} - set(summaries[0] if summaries else ())
+    if missing:
+        raise UserError(
+            f"{folder / NAMES[0]} is no export of a study: it has no column {min(missing)}"
+        )
+    versions = {version for row in summaries if (version := row.get("lion-fast"))}
+    if others := sorted(versions - {lion_fast.__version__}):
+        raise UserError(
+            f"{folder} was exported from lion-fast {others[0]} and this is {lion_fast.__version__}:"
+            " its numbers may differ by that"
+        )
+
+
+def _import(
+    study: Study, store: Store, folder: Path, summaries: Sequence[dict[str, str]]
+) -> Imported:
+    wanted = {cell.key: stored for cell, stored in store.of(study) if stored is not None}
+    counts: Counter[str] = Counter()
+    taken = {}
+    for row in summaries:
+        stored = wanted.get(row["key"])
+        if stored is None or row["error"]:
+            counts["others"] += 1
+        elif stored.summary is not None:
+            counts["held"] += 1
+        else:
+            taken[row["key"]] = stored.id, _summary(row, stored.config)
+    steps = _steps(folder / NAMES[1], taken.keys())
+    for key, (cell_id, summary) in taken.items():
+        store.finish(cell_id, summary, _tables(steps[key]))
+    return Imported(folder, len(taken), counts["held"], counts["others"])
+
+
+def _summary(row: dict[str, str], config: TrainConfig) -> dict[str, Any]:
+    """Return a run's summary; what is neither its own, its config's nor resolved is environment."""
+    heads = [name for name in row if _HEAD.fullmatch(name) and row[name]]
+    known = {*_OF_A_SUMMARY, *_RESOLVED, *heads, *course(config), "key", "error", "seed"}
+    environment = {name for name in row if name not in known and not _HEAD.fullmatch(name)}
+    return {
+        **{name: _number(row[name]) for name in row if name in _OF_A_SUMMARY},
+        "val_accuracy_per_head": [float(row[name]) for name in heads],
+        "resolved": {name: row[name] for name in _RESOLVED if row.get(name)},
+        "environment": {name: _number(row[name]) for name in environment if row[name]},
+        "config": config.to_dict(),
+    }
+
+
+def _steps(path: Path, keys: Iterable[str]) -> dict[str, list[dict[str, str]]]:
+    steps: dict[str, list[dict[str, str]]] = {key: [] for key in keys}
+    for row in _read(path):
+        if row["key"] in steps:
+            steps[row["key"]].append(row)
+    return steps
+
+
+def _tables(steps: Sequence[dict[str, str]]) -> dict[str, Table]:
+    """Return metrics, validation and probes, which an export puts side by side."""
+    columns: dict[str, dict[str, str]] = {"metrics": {}, "validation": {}, "probes": {}}
+    for name in steps[0] if steps else ():
+        if name.startswith("val_"):
+            columns["validation"][name] = name.removeprefix("val_")
+        elif _PROBE.fullmatch(name):
+            columns["probes"][name] = name
+        elif name not in _OF_NO_TABLE:
+            columns["metrics"][name] = name
+    return {
+        name: Table(
+            ["step", *named.values()],
+            [
+                [int(step["step"]), *(float(step[c]) if step[c] else None for c in named)]
+                for step in steps
+                if any(step[c] for c in named)
+            ],
+        )
+        for name, named in columns.items()
+        if named
+    }
+
+
+def _number(text: str) -> Any:
+    """Return what an export wrote: a number, a word, or None."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text or None
+
+
+def _read(path: Path) -> Iterable[dict[str, str]]:
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the export {path}: {reason}") from None
