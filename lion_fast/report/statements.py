@@ -1,9 +1,9 @@
 """The paper's statements, each with the bar that decides whether a study reproduces it.
 
-The bars were set before any study that they judge had ended, but for two: how near an accuracy must
-be to the paper's, and of how many seeds, was written down after the two runs of 3,000 steps; and the
-judge of the reduced boundary study was written after it, to the bar that bench/NOTES.md had before.
-NOTES also says which verdicts were split later.
+The bars were set before any study that they judge had ended, but for two: how near an accuracy
+must be to the paper's, and of how many seeds, was written down after the two runs of 3,000 steps;
+and the judge of the reduced boundary study was written after it, to the bar that bench/NOTES.md
+had before. NOTES also says which verdicts were split later.
 """
 
 from collections.abc import Mapping, Sequence
