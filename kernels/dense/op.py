@@ -192,6 +192,17 @@ def _check(
     return plan
 
 
+def _check_kernels(convs: Sequence[Tensor], norms: dict[str, Sequence[Tensor]]) -> None:
+    """Raise ValueError on parameters that the kernels would misread."""
+    for name, tensors in {"convs": convs, **norms}.items():
+        for i, tensor in enumerate(tensors):
+            if tensor.dtype != torch.float32 or (tensor.ndim == 1 and not tensor.is_contiguous()):
+                raise ValueError(
+                    f"{name}[{i}] is {tensor.dtype} with strides {tensor.stride()}: "
+                    "the kernels take contiguous float32; take impl='torch'"
+                )
+
+
 def dense_backbone(
     images: Tensor,
     convs: Sequence[Tensor],
@@ -239,6 +250,7 @@ def dense_backbone(
         )  # fmt: skip
     if obstacle:
         raise ValueError(f"impl='triton' cannot run here: {obstacle}")
+    _check_kernels(convs, norms)
     images = images.detach().contiguous(memory_format=torch.channels_last)
     *pooled, _, statistics, _, _ = _dense_backbone(images, convs, gammas, betas, block_layers, eps)
     _dense_running_statistics_(running_means, running_vars, statistics, list(plan), momentum)
