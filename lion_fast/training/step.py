@@ -164,7 +164,14 @@ def _forward(
         with autocast(resolved):
             return model.loss(images, labels, aux_weight, label_smoothing=smoothing, impl=impl)
 
-    return forward
+    def fused(images: Tensor, labels: Tensor, aux_weight: Tensor) -> HeadLosses:
+        with autocast(resolved):
+            pooled = model.pooled_taps(images, impl=impl)
+            return model.loss_from_pooled(
+                pooled, labels, aux_weight, label_smoothing=smoothing, impl=impl
+            )
+
+    return fused if resolved.backbone == "fused" else forward
 
 
 def made_current(device: torch.device) -> AbstractContextManager[object]:
