@@ -9,7 +9,6 @@ input is padded to a multiple of 8 channels; the padding is written as zeros.
 Letters: C channels as the parameters count them, CP padded ones.
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -189,7 +188,12 @@ class Plan(NamedTuple):
     @property
     def blocks(self) -> tuple[BlockPlan, ...]:
         """The blocks in forward order."""
-        return _blocks(self)
+        blocks, channels = [], self.stem_channels
+        for i in range(NUM_BLOCKS):
+            sizes = self.batch, self.height >> i, self.width >> i
+            blocks.append(BlockPlan(i, *sizes, channels, self.growth_rate, self.block_layers))
+            channels = blocks[-1].channels // 2
+        return tuple(blocks)
 
     @property
     def conv_shapes(self) -> list[tuple[int, int, int, int]]:
@@ -212,20 +216,6 @@ class Plan(NamedTuple):
             for block in self.blocks
             for u in range(self.block_layers + 1)
         ]
-
-
-@functools.cache
-def _blocks(plan: Plan) -> tuple[BlockPlan, ...]:
-    blocks = []
-    channels = plan.stem_channels
-    for i in range(NUM_BLOCKS):
-        block = BlockPlan(
-            i, plan.batch, plan.height >> i, plan.width >> i, channels,
-            plan.growth_rate, plan.block_layers,
-        )  # fmt: skip
-        blocks.append(block)
-        channels = block.channels // 2
-    return tuple(blocks)
 
 
 def dense_obstacle(
