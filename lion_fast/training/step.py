@@ -31,6 +31,7 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(device.type, enabled=resolved.precision == "fp16")
         self.loss = LossOptions.of(config)
         self.steps_done = torch.zeros((), device=device)
+        self._one = torch.ones((), device=device)
         self._rates = _Rates(self.optimizer, own.lr_factors(config, device))
         self._aux_weight_at = self.loss.aux_weight_schedule(device)
         self._batch_counts = BatchCounts(model)
@@ -49,7 +50,8 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         with self._batch_counts.ahead():
             losses = self._forward(batch.images, batch.labels, aux_weight)
-        self.scaler.scale(losses.loss).backward()
+        # Given its own seed, backward launches no fill for one.
+        self.scaler.scale(losses.loss).backward(self._one)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         write_row(row, losses)
