@@ -30,7 +30,7 @@ class TrainStep:
         self.optimizer = own.make_optimizer(model, config, resolved)
         self.scaler = torch.amp.GradScaler(device.type, enabled=resolved.precision == "fp16")
         self.loss = LossOptions.of(config)
-        self.steps_done = torch.zeros((), device=device)
+        self.steps_done = torch.zeros((), dtype=torch.int64, device=device)
         self._one = torch.ones((), device=device)
         self._rates = _Rates(self.optimizer, own.lr_factors(config, device))
         self._aux_weight_at = self.loss.aux_weight_schedule(device)
@@ -46,9 +46,8 @@ class TrainStep:
         """Train on `batch`; write what it measured before the update into `row` (1 + 2H,)."""
         aux_weight = self.next_aux_weight()
         self._rates.set(self.steps_done)
-        self.steps_done.add_(1)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._batch_counts.ahead():
+        with self._batch_counts.ahead(self.steps_done):
             losses = self._forward(batch.images, batch.labels, aux_weight)
         # Given its own seed, backward launches no fill for one.
         self.scaler.scale(losses.loss).backward(self._one)
