@@ -145,3 +145,21 @@ def relative_errors(values: list[Tensor], truth: list[Tensor]) -> list[float]:
         ((value.double() - exact).norm() / exact.norm()).item()
         for value, exact in zip(values, truth, strict=True)
     ]
+
+
+def scaled_errors(values: list[Tensor], truth: list[Tensor]) -> list[float]:
+    """Root mean square errors, over that of the whole kind's elements (weights, gammas or betas).
+
+    A gradient may be small because its terms cancel, and rounding is as large as the terms: its
+    kind's scale stands for theirs.
+    """
+    kinds = len(truth) // 3
+    errors = []
+    for first in range(0, len(truth), kinds):
+        exact = truth[first : first + kinds]
+        scale = torch.cat([t.flatten() for t in exact]).square().mean().sqrt()
+        errors += [
+            ((value.double() - t).square().mean().sqrt() / scale).item()
+            for value, t in zip(values[first : first + kinds], exact, strict=True)
+        ]
+    return errors

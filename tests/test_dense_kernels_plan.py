@@ -138,3 +138,6 @@ def test_inputs_that_do_not_fit_each_other_are_named():
     assert "images is (2, 1, 16, 16)" in error(0, images[:, :1])
     assert "sides of 16, 32 or 64" in error(0, torch.ones(2, 3, 24, 24))
     assert "float64" in error(0, images.double())
+    assert "gammas[0] is torch.float16" in error(2, [norms[0].half(), *norms[1:]])
+    apart = torch.ones(24, 2)[:, 0]
+    assert "running_means[0] is torch.float32 with strides (2,)" in error(4, [apart, *norms[1:]])

@@ -133,16 +133,21 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     images, convs, _, _, ctx.block_layers, ctx.eps = inputs
     ctx.save_for_backward(images, *output)
     ctx.mark_non_differentiable(*output[NUM_BLOCKS:])
+    ctx.set_materialize_grads(False)  # else zeros of the size of all maps are made
     ctx.stem_channels, ctx.growth_rate = convs[0].shape[0], convs[1].shape[0]
     ctx.channels_last = _channels_last(convs)
 
 
-def _backward(ctx: Any, *d_outputs: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
     images, *saved = ctx.saved_tensors
+    d_pooled = [
+        torch.zeros_like(pooled) if d is None else d
+        for pooled, d in zip(saved[:NUM_BLOCKS], d_outputs[:NUM_BLOCKS], strict=True)
+    ]
     batch, _, height, width = images.shape
     sizes = ctx.stem_channels, ctx.growth_rate, ctx.block_layers
     flat = _dense_backbone_backward(
-        list(d_outputs[:NUM_BLOCKS]), images, saved, *sizes, ctx.eps, ctx.channels_last
+        d_pooled, images, saved, *sizes, ctx.eps, ctx.channels_last
     )
     plan = Plan(batch, height, width, *sizes)
     grads = gradient_views(plan, flat, ctx.channels_last)
@@ -192,6 +197,17 @@ def _check(
     return plan
 
 
+def _check_kernels(convs: Sequence[Tensor], norms: dict[str, Sequence[Tensor]]) -> None:
+    """Raise ValueError on parameters that the kernels would misread."""
+    for name, tensors in {"convs": convs, **norms}.items():
+        for i, tensor in enumerate(tensors):
+            if tensor.dtype != torch.float32 or (tensor.ndim == 1 and not tensor.is_contiguous()):
+                raise ValueError(
+                    f"{name}[{i}] is {tensor.dtype} with strides {tensor.stride()}: "
+                    "the kernels take contiguous float32; take impl='torch'"
+                )
+
+
 def dense_backbone(
     images: Tensor,
     convs: Sequence[Tensor],
@@ -239,6 +255,7 @@ def dense_backbone(
         )  # fmt: skip
     if obstacle:
         raise ValueError(f"impl='triton' cannot run here: {obstacle}")
+    _check_kernels(convs, norms)
     images = images.detach().contiguous(memory_format=torch.channels_last)
     *pooled, _, statistics, _, _ = _dense_backbone(images, convs, gammas, betas, block_layers, eps)
     _dense_running_statistics_(running_means, running_vars, statistics, list(plan), momentum)
