@@ -146,9 +146,7 @@ def _backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
     ]
     batch, _, height, width = images.shape
     sizes = ctx.stem_channels, ctx.growth_rate, ctx.block_layers
-    flat = _dense_backbone_backward(
-        d_pooled, images, saved, *sizes, ctx.eps, ctx.channels_last
-    )
+    flat = _dense_backbone_backward(d_pooled, images, saved, *sizes, ctx.eps, ctx.channels_last)
     plan = Plan(batch, height, width, *sizes)
     grads = gradient_views(plan, flat, ctx.channels_last)
     wanted = [
