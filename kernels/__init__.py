@@ -5,7 +5,7 @@ distribution.
 """
 
 from .augment import augment_batch, augment_batch_ref
-from .dense import dense_backbone, dense_obstacle
+from .dense import dense_backbone, dense_backbone_ref, dense_block_ref, dense_obstacle
 from .dispatch import Impl, resolve_impl
 from .heads import (
     HeadLosses,
@@ -24,6 +24,8 @@ __all__ = [
     "deep_supervision_loss",
     "deep_supervision_loss_ref",
     "dense_backbone",
+    "dense_backbone_ref",
+    "dense_block_ref",
     "dense_obstacle",
     "muon_update_",
     "muon_update_ref_",

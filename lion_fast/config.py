@@ -16,6 +16,7 @@ Init = Literal["he", "xavier", "lion_dg", "lsuv", "lion_lsuv", "fixup", "rezero"
 Engine = Literal["auto", "eager", "compile", "graph"]
 LoaderName = Literal["auto", "resident", "dali", "workers"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+BackboneName = Literal["auto", "fused", "modules"]
 OptimizerName = Literal["adamw", "muon"]
 ScheduleName = Literal["constant", "linear"]
 # Spelled again in kernels/dispatch.py, which must not import this package; a test holds the two
@@ -141,6 +142,9 @@ class TrainConfig:
     """Let precision auto take bf16 on a CPU that has instructions for it."""
     impl: Impl = execution("auto")
     """Fused Triton kernels or the plain PyTorch reference."""
+    backbone: BackboneName = execution("auto")
+    """How densenet_ds trains: its modules, or one fused op whose dense blocks share batch
+    statistics. fused with impl torch takes the op's PyTorch reference, which runs everywhere."""
     steps_per_replay: int = execution(8)
     """With engine graph: training steps captured in one CUDA graph."""
     steps_per_run: int = execution(16)

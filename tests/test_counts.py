@@ -25,12 +25,12 @@ COMPILED_BYTES = {"forward": 384008, "backward": 670718}
 EXPECTED = {
     "loop": ((0, 0, 128, 26), 154, {"step": 1545126}),
     "eager": (
-        (4, 0, 82, 17),
-        103,
-        {"backward": 848834, "forward": 538488, "optimizer": 83520, "other": 259692},
+        (4, 0, 80, 17),
+        101,
+        {"backward": 848826, "forward": 538488, "optimizer": 83520, "other": 259700},
     ),
-    "compile": ((4, 43, 8, 17), 72, COMPILED_BYTES),
-    "graph": ((4, 43, 8, 17), 1, COMPILED_BYTES),
+    "compile": ((4, 43, 6, 17), 70, COMPILED_BYTES),
+    "graph": ((4, 43, 6, 17), 1, COMPILED_BYTES),
 }
 
 

@@ -2,5 +2,6 @@
 
 from .op import dense_backbone
 from .plan import dense_obstacle
+from .reference import dense_backbone_ref, dense_block_ref
 
-__all__ = ["dense_backbone", "dense_obstacle"]
+__all__ = ["dense_backbone", "dense_backbone_ref", "dense_block_ref", "dense_obstacle"]

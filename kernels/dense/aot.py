@@ -36,13 +36,14 @@ def step_cases(plan: Plan, dtype: torch.dtype) -> list[AotCase]:
     head = f"dense {_NAMES[dtype]}"
     cases = [
         case_of(f"{head} {name}", launch)
-        for name, launch in zip(_step_names(plan.block_layers), launches, strict=True)
+        for name, launch in zip(step_names(plan.block_layers), launches, strict=True)
     ]
     # Before 8.0 products would leave the tensor cores: `dense_obstacle` refuses it.
     return [case._replace(min_capability=80) for case in cases]
 
 
-def _step_names(layers: int) -> list[str]:
+def step_names(layers: int) -> list[str]:
+    """Return the names of the launches of a step, in order."""
     names = ["pack"]
     for block in range(1, NUM_BLOCKS + 1):
         names.append("stem" if block == 1 else f"transition {block - 1}")

@@ -133,17 +133,20 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     images, convs, _, _, ctx.block_layers, ctx.eps = inputs
     ctx.save_for_backward(images, *output)
     ctx.mark_non_differentiable(*output[NUM_BLOCKS:])
+    ctx.set_materialize_grads(False)  # else zeros of the size of all maps are made
     ctx.stem_channels, ctx.growth_rate = convs[0].shape[0], convs[1].shape[0]
     ctx.channels_last = _channels_last(convs)
 
 
-def _backward(ctx: Any, *d_outputs: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
     images, *saved = ctx.saved_tensors
+    d_pooled = [
+        torch.zeros_like(pooled) if d is None else d
+        for pooled, d in zip(saved[:NUM_BLOCKS], d_outputs[:NUM_BLOCKS], strict=True)
+    ]
     batch, _, height, width = images.shape
     sizes = ctx.stem_channels, ctx.growth_rate, ctx.block_layers
-    flat = _dense_backbone_backward(
-        list(d_outputs[:NUM_BLOCKS]), images, saved, *sizes, ctx.eps, ctx.channels_last
-    )
+    flat = _dense_backbone_backward(d_pooled, images, saved, *sizes, ctx.eps, ctx.channels_last)
     plan = Plan(batch, height, width, *sizes)
     grads = gradient_views(plan, flat, ctx.channels_last)
     wanted = [

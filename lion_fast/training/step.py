@@ -30,7 +30,8 @@ class TrainStep:
         self.optimizer = own.make_optimizer(model, config, resolved)
         self.scaler = torch.amp.GradScaler(device.type, enabled=resolved.precision == "fp16")
         self.loss = LossOptions.of(config)
-        self.steps_done = torch.zeros((), device=device)
+        self.steps_done = torch.zeros((), dtype=torch.int64, device=device)
+        self._one = torch.ones((), device=device)
         self._rates = _Rates(self.optimizer, own.lr_factors(config, device))
         self._aux_weight_at = self.loss.aux_weight_schedule(device)
         self._batch_counts = BatchCounts(model)
@@ -45,11 +46,11 @@ class TrainStep:
         """Train on `batch`; write what it measured before the update into `row` (1 + 2H,)."""
         aux_weight = self.next_aux_weight()
         self._rates.set(self.steps_done)
-        self.steps_done.add_(1)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._batch_counts.ahead():
+        with self._batch_counts.ahead(self.steps_done):
             losses = self._forward(batch.images, batch.labels, aux_weight)
-        self.scaler.scale(losses.loss).backward()
+        # Given its own seed, backward launches no fill for one.
+        self.scaler.scale(losses.loss).backward(self._one)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         write_row(row, losses)
@@ -164,7 +165,14 @@ def _forward(
         with autocast(resolved):
             return model.loss(images, labels, aux_weight, label_smoothing=smoothing, impl=impl)
 
-    return forward
+    def fused(images: Tensor, labels: Tensor, aux_weight: Tensor) -> HeadLosses:
+        with autocast(resolved):
+            pooled = model.pooled_taps(images, impl=impl)
+            return model.loss_from_pooled(
+                pooled, labels, aux_weight, label_smoothing=smoothing, impl=impl
+            )
+
+    return fused if resolved.backbone == "fused" else forward
 
 
 def made_current(device: torch.device) -> AbstractContextManager[object]:
