@@ -18,9 +18,6 @@ Inductor zeroes the counters in each call of a graph, so a replay finds them zer
 Inductor's own setting, `triton.force_cooperative_reductions`, counts as few launches and is not
 taken: it divides the SMs by the channels, so that 72 channels get two programs in all.
 
-Put through ptxas for sm_70 and sm_90, the 42 kernels of a DenseNet-DS step take 128 registers at
-most and spill 64 bytes a thread at most.
-
 Inductor's private API: compile_fx(inner_compile=), InductorChoices and FixedTritonConfig, as their
 docstrings say to use them. Read in torch 2.14.1.
 """

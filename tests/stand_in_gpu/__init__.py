@@ -34,7 +34,7 @@ occupancy, out-of-bounds accesses, races between kernels, pointers inside kernel
 libraries. Libraries that link the CUDA runtime statically (NVIDIA DALI) do not run on it.
 
 Knows the symbols that torch 2.14 for CUDA 13 calls on one GPU. Needs gcc, as Triton does, and the
-CUDA headers in Triton's wheel. Uses no API of torch or Triton.
+CUDA headers in the wheels of torch and Triton. Uses no API of torch or Triton.
 """
 
 from stand_in_gpu.cubin import Resources, resources
