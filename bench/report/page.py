@@ -24,7 +24,8 @@ TITLES = {name: about.title for name, about in CATALOGUE.items() if about.is_tim
 def report_benchmarks(paths: Sequence[Path], out: Path, counts: Sequence[Path] = ()) -> list[Path]:
     """Write `benchmarks.md` and its pictures to `out`; return what was written.
 
-    counts: files of bench/bench_counts.py. Raises UserError where no result file is given, one cannot be read, or `out` cannot be written.
+    counts: files of bench/bench_counts.py. Raises UserError where no result file is given, one
+    cannot be read, or `out` cannot be written.
     """
     if not paths:
         raise UserError("report needs result files: give it bench/results/*.json")
