@@ -134,6 +134,8 @@ class TrainConfig:
     """How a step executes: op by op, through torch.compile, or as a CUDA graph of whole steps."""
     graph_compile: bool = execution(True)
     """With engine graph: capture torch.compile'd code instead of eager code."""
+    fewer_launches: bool = execution(False)
+    """With compiled code on a GPU: sum and normalise a batch norm in one kernel. Not measured."""
     loader: LoaderName = execution("auto")
     """Who makes the batches: a device-resident set, NVIDIA DALI, or DataLoader workers."""
     precision: Precision = execution("auto")

@@ -90,7 +90,8 @@ class DeeplySupervised(nn.Module):
 
     The contract of `taps`: H maps (B, C_h, height_h, width_h) in forward order, the main head's
     last, no head called on the way. More members may be overridden: `residual_branches`, which
-    fixup and rezero ask for, `heads_in_path`, `runs_norms_once` and `pooled_taps`.
+    fixup and rezero ask for, `heads_in_path`, `runs_norms_once`, `runs_convolutions_once` and
+    `pooled_taps`.
 
     Under DistributedDataParallel call the wrapper, `ddp(images, labels, aux_weight)`, never
     `ddp.module.loss(...)`: only calls of the wrapper synchronise gradients.
@@ -101,6 +102,9 @@ class DeeplySupervised(nn.Module):
     """Whether the backbone runs through the heads' weights, which LION-DG refuses elsewhere."""
     runs_norms_once: bool = False
     """Whether `taps` runs each batch norm exactly once: a step may then count for all of them."""
+    runs_convolutions_once: bool = False
+    """Whether `taps` runs each convolution exactly once and reads no weight of theirs besides: a
+    step may then cast all of them at once."""
     _main_mask: Tensor
     _aux_mask: Tensor
 

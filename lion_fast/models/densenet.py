@@ -83,6 +83,7 @@ class DenseNetDS(DeeplySupervised):
     """See `densenet_ds`."""
 
     runs_norms_once = True
+    runs_convolutions_once = True
 
     def __init__(
         self, num_classes: int, growth_rate: int, block_layers: int, stem_channels: int
