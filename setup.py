@@ -29,6 +29,7 @@ setup(
         "lion_fast.models",
         "lion_fast.report",
         "lion_fast.study",
+        "lion_fast.study.pools",
         "lion_fast.training",
     ],
     package_dir={"lion_fast.kernels": "kernels"},

@@ -124,3 +124,4 @@ def test_doctor_knows_each_card(tmp_path, kernel_cache):
         report = "\n".join(found["doctor"]["result"])
         assert f"stand-in {card}" in report
         assert f"precision  {precision}" in report and "engine     graph" in report
+        assert "\nmps  " in report
