@@ -85,8 +85,9 @@ class _StudyArguments:
     """Run a grid of runs with several seeds; started again, it runs only what is missing."""
 
     study: tyro.conf.Positional[str]
-    """quickstart, table1, table2, table6, headline, table7, gradinit, figure1, alpha, warmup,
-    boundary, sensitivity, exits, reduced-boundary, reduced-sensitivity, or a TOML file."""
+    """quickstart, table1, table2, table6, headline, table7, gradinit, figure1, proposition2, alpha,
+    warmup, boundary, sensitivity, exits, reduced-boundary, reduced-sensitivity, speedrun,
+    speedrun_init, speedrun_bf16, or a TOML file."""
     seeds: tuple[int, ...] | None = None
     """Seeds of every variant, such as 42 123. Default: the study's."""
     jobs: int = 1

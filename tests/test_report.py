@@ -292,6 +292,23 @@ def test_gradient_ratios_are_shown_with_the_growth_of_the_heads(tmp_path):
     assert (tmp_path / "report" / "figure1_gradients.png").exists()
 
 
+def test_the_growth_of_heads_under_descent_stands_beside_its_line(tmp_path):
+    study = STUDIES["proposition2"].override(seeds=(42,))
+
+    def probed(config):
+        norms = [0.01 * t if t < 5 else 0.04 for t in range(20)]
+        return {"tables": {"metrics": metrics([None] * 20), "probes": probes(norms, norms)}}
+
+    fill(study, tmp_path, probed)
+    assert report(tmp_path, "proposition2") == 0
+    # C = norm after one update / lr; after 5 updates the norm stands still, 20 % below the line.
+    text = " ".join(page(tmp_path).split())
+    sampled = "batch_size=128 train_fraction=1.0 max_steps=100"
+    assert f"sgd {sampled} | 0 | 1 | 2.00 | 19 | 5 | 0.211 |" in text
+    assert f"adamw {sampled} | 0 | 1 | – | 19 | 5 | 0.211 |" in text
+    assert (tmp_path / "report" / "proposition2_growth.png").exists()
+
+
 def test_settings_stand_side_by_side_with_the_spread_of_each_method(tmp_path):
     def steps(config):
         sensitive = 1000 * (config.aux_weight - 0.3) if config.init == "he" else 0

@@ -259,6 +259,42 @@ def test_proposition_2_does_not_hold_for_norms_that_level_off(tmp_path):
     assert found.verdict == "not reproduced"
 
 
+def descent(tmp_path, norm, *, num_steps=200):
+    """The judgements on runs of gradient descent whose heads have this norm after t updates."""
+
+    def result(config):
+        norms = [norm(t) for t in range(num_steps)]
+        return {"tables": {"metrics": metrics([None] * 4), "probes": probes(norms, norms)}}
+
+    return judged(tmp_path, "proposition2", result)
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected", "words"),
+    [
+        (lambda t: 0.02 * t, "reproduced", "by 0.0 % at most in 100 steps; 0 of 3 heads leave"),
+        # Only after the first 100 steps.
+        (lambda t: 0.02 * t - 1e-5 * t * t, "reproduced", "3 of 3 heads leave it, after 201 to"),
+        (lambda t: 0.02 * t**0.9, "not reproduced", "3 of 3 heads leave it, after 3 to 3 updates"),
+    ],
+)
+def test_proposition_2_as_stated_asks_for_the_predicted_slope(tmp_path, norm, expected, words):
+    judgements = descent(tmp_path, norm, num_steps=300)
+    found = verdict(judgements, "as stated", "128")
+    assert (found.verdict, found.n) == (expected, 3)
+    assert words in found.evidence
+
+
+def test_a_line_of_too_few_steps_is_not_tested(tmp_path):
+    judgements = descent(tmp_path, lambda t: t, num_steps=60)
+    assert verdict(judgements, "as stated", "120").verdict == "not tested"
+
+
+def test_heads_that_do_not_start_at_zero_have_no_line(tmp_path):
+    judgements = descent(tmp_path, lambda t: 1 + t)
+    assert verdict(judgements, "as stated", "120").verdict == "not tested"
+
+
 @pytest.mark.parametrize(
     "changes", [{"first": 0.7}, {"ratio": lambda step: 0.5 - step / 500}], ids=["high", "falling"]
 )

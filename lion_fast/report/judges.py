@@ -17,7 +17,7 @@ from lion_fast.report.comparisons import (
     compare_by_seed,
     compare_variants,
 )
-from lion_fast.report.growth import EARLY_STEPS, growth_fits
+from lion_fast.report.growth import EARLY_STEPS, ON_THE_LINE, growth_fits, lines
 from lion_fast.report.markdown import significant
 from lion_fast.report.paired import Paired
 from lion_fast.report.paper import (
@@ -318,6 +318,29 @@ def linear_growth(results: StudyResults) -> Judgement:
     worst = min(fit.r_squared for fit in fits)
     text = f"lowest R² of {len(fits)} heads: {worst:.3f} over {EARLY_STEPS} steps"
     return _verdict(worst >= LINEAR, text, len(_probed(results, "lion_dg")))
+
+
+def grows_as_predicted(**fields: object) -> Judge:
+    """Return the judge of: under gradient descent every head's norm is eta t C (`growth.Line`)."""
+
+    def judge(results: StudyResults) -> Judgement:
+        _check_touched(results, fields)
+        runs = [run for run in results.find(**fields) if lines(run)]
+        found = [line for run in runs for line in lines(run).values()]
+        if not found or min(line.updates[-1] for line in found) < EARLY_STEPS - 1:
+            raise NotTested(f"no run was probed at each of its first {EARLY_STEPS} steps")
+        early = [line.ratio[: EARLY_STEPS - 1] for line in found]
+        off = max(float(abs(ratio - 1).max()) for ratio in early)
+        left = [t for line in found if (t := line.leaves_after()) is not None]
+        text = (
+            f"off the line by {100 * off:.1f} % at most in {EARLY_STEPS} steps; {len(left)} of"
+            f" {len(found)} heads leave it"
+        )
+        if left:
+            text += f", after {min(left)} to {max(left)} updates"
+        return _verdict(off <= ON_THE_LINE, text, len(runs))
+
+    return judge
 
 
 def awakens(results: StudyResults) -> Judgement:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lion_fast.report.growth import EARLY_STEPS
+from lion_fast.report.growth import EARLY_STEPS, ON_THE_LINE
 from lion_fast.report.judges import (
     COMPARABLE_POINTS,
     DENSENET_10,
@@ -29,6 +29,7 @@ from lion_fast.report.judges import (
     explicit_ramp,
     fewer_steps,
     gradinit_is_slower,
+    grows_as_predicted,
     linear_growth,
     most_accurate,
     never_reached,
@@ -152,6 +153,17 @@ STATEMENTS = (
         "Zeroed head weights grow linearly in early training"
         f" (bar: R² at least {LINEAR} over {EARLY_STEPS} steps, every head and run).",
         ("figure1",), linear_growth,
+    ),
+    *(
+        Statement(
+            "Proposition 2, as stated",
+            f"Under gradient descent, {batches}, zeroed head weights grow as eta t C"
+            f" (bar: within {100 * ON_THE_LINE:g} % over {EARLY_STEPS} steps, every head and run).",
+            ("proposition2",), grows_as_predicted(optimizer="sgd", batch_size=batch_size),
+        )
+        for batch_size, batches in (
+            (120, "each step on all of 120 images"), (128, "in the paper's batches of 128")
+        )
     ),
     Statement(
         "Section 5.3",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lion_fast.report.by_seed import by_seed_tables
 from lion_fast.report.comparisons import ACCURACY, SECONDS, STEPS, VariantRow, compare_variants
-from lion_fast.report.growth import EARLY_STEPS, growth_fits
+from lion_fast.report.growth import EARLY_STEPS, growth_fits, line_table, shows_lines
 from lion_fast.report.markdown import ABSENT, significant, table
 from lion_fast.report.paper import (
     NUM_STEPS,
@@ -43,6 +43,9 @@ def study_tables(results: StudyResults) -> Iterator[str]:
     if any(len(run.probes.get("step", ())) for run in results.runs):
         yield from ("", "#### Gradient awakening", "")
         yield from _awakening(results)
+    if shows_lines(results):
+        yield from ("", "#### Growth of zeroed heads", "")
+        yield from line_table(results)
 
 
 def _can_reach(row: VariantRow) -> bool:
