@@ -228,6 +228,30 @@ def test_corollary_1_holds_where_some_ramp_takes_as_many_steps(tmp_path, nearest
     assert "nearest ramp (300 steps)" in found.evidence
 
 
+@pytest.mark.parametrize(
+    ("of_lion", "expected", "n"),
+    [
+        ({42: 20, 123: 40, 456: 60}, "reproduced", 3),
+        ({42: 300, 123: 120, 456: 200}, "not reproduced", 3),
+        ({42: 20, 123: 40, 456: 200}, "undecided", 3),
+        ({42: 20}, "not tested", 0),
+    ],
+)
+def test_no_tuning_is_needed_where_steps_spread_less_with_every_seed(
+    tmp_path, of_lion, expected, n
+):
+    def result(config):
+        spread = 100 if config.init == "he" else of_lion.get(config.seed)
+        if spread is None:
+            return None
+        return {"steps_to_target": round(1000 + spread * 2.5 * (config.aux_weight - 0.3))}
+
+    found = verdict(judged(tmp_path, "alpha", result), "Section 4.5")
+    assert (found.verdict, found.n) == (expected, n)
+    if expected == "reproduced":
+        assert found.figure == "spread 4.0 % against 10.0 %"
+
+
 def figure1(tmp_path, *, first=0.0, norm=lambda step: 0.01 * step, ratio=lambda step: step / 200):
     """The judgements on LION-DG runs with these gradients; He-init's ratio is 0.6 all along."""
 

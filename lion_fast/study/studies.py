@@ -75,6 +75,13 @@ STUDIES: dict[str, Study] = {
             store_name="table1",
         ),
         Study(
+            name="after_3000",
+            title="He-init and LION-DG after 3,000 steps, DenseNet-DS on CIFAR-10",
+            base=_PAPER,
+            variants=grid(init=_HE_LION),
+            store_name="table1",
+        ),
+        Study(
             name="table7",
             title="Table 7: Fixup and ReZero on DenseNet-DS",
             base=_PAPER,
