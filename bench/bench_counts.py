@@ -2,6 +2,7 @@
 
     python bench/bench_counts.py --out bench/results/counts.json          # three cards
     python bench/bench_counts.py --card H100 --arch resnet_ds --out FILE
+    python bench/bench_counts.py --card H100 --optimizer muon --out FILE
     python bench/bench_counts.py --card H100 --tiny --out FILE            # as the test does
 
 Nothing here is a time: no kernel runs. PyTorch, Inductor and CUDA graph capture are real, the GPU
@@ -49,15 +50,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--card", choices=PRECISION, action="append")
     parser.add_argument("--arch", choices=["densenet_ds", "resnet_ds"], default="densenet_ds")
+    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
     parser.add_argument("--tiny", action="store_true", help="a small network on 8x8 images")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     cards = options.card or list(PRECISION)
     if options.worker:
-        print(json.dumps(count_card(cards[0], options.arch, options.tiny)))
+        print(json.dumps(count_card(cards[0], options.arch, options.optimizer, options.tiny)))
         return 0
-    shape = ["--arch", options.arch, *(["--tiny"] if options.tiny else [])]
+    shape = [
+        "--arch",
+        options.arch,
+        "--optimizer",
+        options.optimizer,
+        *(["--tiny"] if options.tiny else []),
+    ]
     found = []
     for card in cards:
         command = [sys.executable, __file__, "--worker", "--card", card, *shape, "--out", "-"]
@@ -67,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def count_card(card: str, arch: str, tiny: bool) -> dict[str, Any]:
+def count_card(card: str, arch: str, optimizer: str, tiny: bool) -> dict[str, Any]:
     """Return the counts of every engine on `card`, each in a fork that starts from nothing."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     import stand_in_gpu
@@ -80,8 +88,9 @@ def count_card(card: str, arch: str, tiny: bool) -> dict[str, Any]:
     import triton
 
     engines = {}
-    for engine in ENGINES:
-        outcome = in_own_process(count_engine, gpu, engine, PRECISION[card], arch, tiny)
+    # A loop by hand has AdamW alone.
+    for engine in ENGINES if optimizer == "adamw" else ENGINES[1:]:
+        outcome = in_own_process(count_engine, gpu, engine, PRECISION[card], arch, optimizer, tiny)
         if "result" not in outcome:
             raise RuntimeError(f"{card} {engine}: {outcome}")
         engines[engine] = outcome["result"]
@@ -89,6 +98,7 @@ def count_card(card: str, arch: str, tiny: bool) -> dict[str, Any]:
         "card": card,
         "precision": PRECISION[card],
         "arch": arch,
+        "optimizer": optimizer,
         "batch_size": TINY["batch_size"] if tiny else 128,
         "torch": torch.__version__.partition("+")[0],
         "triton": triton.__version__,
@@ -96,7 +106,9 @@ def count_card(card: str, arch: str, tiny: bool) -> dict[str, Any]:
     }
 
 
-def count_engine(gpu: Any, engine: str, precision: str, arch: str, tiny: bool) -> dict[str, Any]:
+def count_engine(
+    gpu: Any, engine: str, precision: str, arch: str, optimizer: str, tiny: bool
+) -> dict[str, Any]:
     """Return the counts of one engine's step, after the warm-up."""
     import torch
     from _training import Training
@@ -109,7 +121,7 @@ def count_engine(gpu: Any, engine: str, precision: str, arch: str, tiny: bool) -
     settings: dict[str, Any] = {
         "engine": "eager" if engine == "loop" else engine, "precision": precision, "arch": arch,
         "device": "cuda", "loader": "resident", "impl": "triton", "steps_per_replay": 1,
-        "init": "he",
+        "init": "he", "optimizer": optimizer,
     }  # fmt: skip
     config = TrainConfig(**settings | (TINY if tiny else {}))
     training = Training(config, noise(8 if tiny else 32), num_steps=8)

@@ -309,6 +309,17 @@ def test_proposition_2_as_stated_asks_for_the_predicted_slope(tmp_path, norm, ex
     assert words in found.evidence
 
 
+def test_a_line_is_undecided_until_every_seed_has_run(tmp_path):
+    table = probes([0.02 * t for t in range(200)], [0.02 * t for t in range(200)])
+
+    def result(config):
+        tables = {"metrics": metrics([None] * 4), "probes": table}
+        return {"tables": tables} if config.seed == 42 else None
+
+    found = verdict(judged(tmp_path, "proposition2", result), "as stated", "120")
+    assert (found.verdict, found.n) == ("undecided", 1)
+
+
 def test_a_line_of_too_few_steps_is_not_tested(tmp_path):
     judgements = descent(tmp_path, lambda t: t, num_steps=60)
     assert verdict(judgements, "as stated", "120").verdict == "not tested"

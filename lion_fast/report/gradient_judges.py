@@ -54,6 +54,8 @@ def grows_as_predicted(**fields: object) -> Judge:
         )
         if left:
             text += f", after {min(left)} to {max(left)} updates"
+        if off <= ON_THE_LINE and len(runs) < len(results.study.seeds):
+            return Judgement("undecided", text, len(runs))
         return yes_or_no(off <= ON_THE_LINE, text, len(runs))
 
     return judge
