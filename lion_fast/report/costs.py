@@ -43,7 +43,8 @@ NOTE = (
     " counted on a stand-in (bench/results/counts): steps x (the longer of bytes / 3.35 TB/s and"
     " operations / 989 TFLOP/s, plus 2.5 µs a launch). The second is the paper's own 50 s a run on"
     " a V100. CPU hours are steps x the median step of the same network's runs on this page,"
-    " whatever else ran beside them. All of them take every run to its last step."
+    " whatever else ran beside them. All of them take every run to its last step; probes and"
+    " GradInit's own search come on top."
 )
 
 
