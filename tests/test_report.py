@@ -261,6 +261,18 @@ def test_a_users_own_grid_shows_its_axes_and_nothing_of_the_papers(tmp_path):
     assert "bench_overhead" not in text
 
 
+def test_the_price_of_an_initialisation_is_told_in_steps(tmp_path):
+    def priced(config):
+        return {"init_seconds": 39.0 if config.init == "gradinit" else 0.01}
+
+    fill(STUDIES["gradinit"], tmp_path, priced)
+    report(tmp_path, "gradinit")
+    # At 100 ms a step.
+    times = page(tmp_path).partition("#### Time")[2]
+    assert line_of(times, "| gradinit ").endswith("| 390.0 |")
+    assert line_of(times, "| he ").endswith("| 0.1 |")
+
+
 def test_runs_too_short_to_reach_a_target_have_no_table_of_steps(tmp_path):
     study = STUDIES["figure1"].override(seeds=(42, 123))
 

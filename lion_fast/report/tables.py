@@ -14,7 +14,7 @@ from lion_fast.report.paper import (
     published_steps,
 )
 from lion_fast.report.power import POWER
-from lion_fast.report.results import StudyResults
+from lion_fast.report.results import Run, StudyResults
 from lion_fast.report.stats import Sample, describe, describe_whole
 from lion_fast.study.grid import variant_label
 
@@ -248,9 +248,19 @@ def _times(results: StudyResults) -> list[str]:
             ]
             label = variant_label(variant)
             speedup = _number(speedups[label], "{:+.1f}")
-            lines.append((label, cells[0], speedup, *cells[1:]))
+            lines.append((label, cells[0], speedup, *cells[1:], _init_in_steps(runs)))
     names = [name for name, *_ in parts]
-    return _filled(("run", names[0], "less time %", *names[1:]), lines)
+    return _filled(("run", names[0], "less time %", *names[1:], "init in steps"), lines)
+
+
+def _init_in_steps(runs: Sequence[Run]) -> str:
+    """Return what initialisation took, in median steps: the price of a data-driven method."""
+    prices = [
+        1000 * run.summary["init_seconds"] / milliseconds
+        for run in runs
+        if (milliseconds := run.summary["step_milliseconds_median"])
+    ]
+    return f"{describe(prices).mean:,.1f}" if prices else ABSENT
 
 
 def _awakening(results: StudyResults) -> list[str]:
