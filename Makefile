@@ -40,7 +40,7 @@ bench: ready
 
 # Renders every committed result.
 bench-report: ready
-	cd bench && $(abspath $(BIN))/python -m report results/*.json
+	cd bench && $(abspath $(BIN))/python -m report results/*.json --counts results/counts/*.json
 
 # Fails when a median is more than 10 % above that of the JSON file BASE, from the same machine.
 bench-compare: ready

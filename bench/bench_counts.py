@@ -1,6 +1,6 @@
 """What one training step asks of a GPU, counted on a stand-in: `python bench/bench_counts.py`.
 
-    python bench/bench_counts.py --out bench/results/counts.json          # three cards
+    python bench/bench_counts.py --out FILE                  # both networks on three cards
     python bench/bench_counts.py --card H100 --arch resnet_ds --out FILE
     python bench/bench_counts.py --card H100 --tiny --out FILE            # as the test does
 
@@ -14,6 +14,8 @@ library call, as Inductor itself counts; compare within one convention. `host_ca
 host submits or waits for in one step, and for the graph in one replay. Peak memory is that of
 PyTorch's allocator from construction to the step's end, without cuDNN's workspaces.
 
+graph-fewer is engine graph with `fewer_launches`. What its kernels read twice counts once, as
+lion_fast/training/inductor.py says; casts of weights outside compiled code are in no compiled byte.
 The loop is `_rivals.HandLoop` under autocast, without loss scaling and without data loading.
 
 Private API: GraphLowering.compile_to_module and count_bytes, two cache switches, TrainStep._forward
@@ -21,6 +23,7 @@ and what tests/stand_in_inductor.py names.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import subprocess
@@ -35,32 +38,33 @@ BENCHMARK = {
     "title": "Launches, bytes and memory of a step, counted",
     "order": 15,
     "stage": "step",
-    "ours": ("eager", "compile", "graph"),
+    "ours": ("eager", "compile", "graph", "graph-fewer"),
     "is_timed": False,
 }
 
 PRECISION = {"H100": "bf16", "A100": "bf16", "V100": "fp16"}
-ENGINES = ("loop", "eager", "compile", "graph")
-TINY: dict[str, Any] = {"growth_rate": 2, "block_layers": 1, "base_width": 8, "batch_size": 8}
+ARCHS = ("densenet_ds", "resnet_ds")
+ENGINES = ("loop", "eager", "compile", "graph", "graph-fewer")
+TINY: dict[str, Any] = {"growth_rate": 2, "block_layers": 1, "base_width": 8, "batch_size": 64}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count on each card in a process of its own: the stand-in is one GPU for its life."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--card", choices=PRECISION, action="append")
-    parser.add_argument("--arch", choices=["densenet_ds", "resnet_ds"], default="densenet_ds")
+    parser.add_argument("--arch", choices=ARCHS, action="append")
     parser.add_argument("--tiny", action="store_true", help="a small network on 8x8 images")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    cards = options.card or list(PRECISION)
+    cards, archs = options.card or list(PRECISION), options.arch or list(ARCHS)
     if options.worker:
-        print(json.dumps(count_card(cards[0], options.arch, options.tiny)))
+        print(json.dumps(count_card(cards[0], archs[0], options.tiny)))
         return 0
-    shape = ["--arch", options.arch, *(["--tiny"] if options.tiny else [])]
     found = []
-    for card in cards:
-        command = [sys.executable, __file__, "--worker", "--card", card, *shape, "--out", "-"]
+    for card, arch in itertools.product(cards, archs):
+        shape = ["--card", card, "--arch", arch, *(["--tiny"] if options.tiny else [])]
+        command = [sys.executable, __file__, "--worker", *shape, "--out", "-"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
     options.out.write_text(json.dumps({"counts": found}, indent=1) + "\n", encoding="utf-8")
@@ -106,8 +110,10 @@ def count_engine(gpu: Any, engine: str, precision: str, arch: str, tiny: bool) -
 
     note_instead_of_compiling(gpu)
     compiled_bytes = watch_inductor()
+    is_graph = engine.startswith("graph")
     settings: dict[str, Any] = {
-        "engine": "eager" if engine == "loop" else engine, "precision": precision, "arch": arch,
+        "engine": "eager" if engine == "loop" else "graph" if is_graph else engine,
+        "fewer_launches": engine == "graph-fewer", "precision": precision, "arch": arch,
         "device": "cuda", "loader": "resident", "impl": "triton", "steps_per_replay": 1,
         "init": "he",
     }  # fmt: skip
@@ -122,7 +128,7 @@ def count_engine(gpu: Any, engine: str, precision: str, arch: str, tiny: bool) -
     take_step()
     records = gpu.records()
     found = {
-        "launches": launches(captured if engine == "graph" else records),
+        "launches": launches(captured if is_graph else records),
         "host_calls": len(records),
         "syncs": sum(record.kind == "sync" for record in records),
         "peak_bytes": torch.cuda.max_memory_allocated(),

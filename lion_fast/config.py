@@ -16,6 +16,7 @@ Init = Literal["he", "xavier", "lion_dg", "lsuv", "lion_lsuv", "fixup", "rezero"
 Engine = Literal["auto", "eager", "compile", "graph"]
 LoaderName = Literal["auto", "resident", "dali", "workers"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+BackboneName = Literal["auto", "fused", "modules"]
 OptimizerName = Literal["adamw", "muon"]
 ScheduleName = Literal["constant", "linear"]
 # Spelled again in kernels/dispatch.py, which must not import this package; a test holds the two
@@ -133,6 +134,8 @@ class TrainConfig:
     """How a step executes: op by op, through torch.compile, or as a CUDA graph of whole steps."""
     graph_compile: bool = execution(True)
     """With engine graph: capture torch.compile'd code instead of eager code."""
+    fewer_launches: bool = execution(False)
+    """With compiled code on a GPU: sum and normalise a batch norm in one kernel. Not measured."""
     loader: LoaderName = execution("auto")
     """Who makes the batches: a device-resident set, NVIDIA DALI, or DataLoader workers."""
     precision: Precision = execution("auto")
@@ -141,6 +144,9 @@ class TrainConfig:
     """Let precision auto take bf16 on a CPU that has instructions for it."""
     impl: Impl = execution("auto")
     """Fused Triton kernels or the plain PyTorch reference."""
+    backbone: BackboneName = execution("auto")
+    """How densenet_ds trains: its modules, or one fused op whose dense blocks share batch
+    statistics. fused with impl torch takes the op's PyTorch reference, which runs everywhere."""
     steps_per_replay: int = execution(8)
     """With engine graph: training steps captured in one CUDA graph."""
     steps_per_run: int = execution(16)

@@ -20,7 +20,7 @@ from lion_fast.training.engine import Engine
 from lion_fast.training.history import History
 from lion_fast.training.own import Own
 from lion_fast.training.record import RunRecord
-from lion_fast.training.resolve import Resolved
+from lion_fast.training.resolve import Resolved, check_backbone
 from lion_fast.training.resume import check_data, reopened
 from lion_fast.training.reuse import Prepared, StepCache, reuse_key
 from lion_fast.training.rundir import RunFolder
@@ -56,6 +56,7 @@ def opened(
         plan = BatchPlan(images.num_train, config.batch_size, config.seed, config.crop_padding)
         started = time.perf_counter()
         model = on_device(own.network(config, images), resolved)
+        check_backbone(model, images.image_size, config.batch_size, resolved)
         folder = earlier.folder if earlier else held.enter_context(RunFolder.create(config))
         if checkpoint is None:
             with screen.stage(f"initialising ({config.init})"):

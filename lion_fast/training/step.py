@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from lion_fast.training.history import write_row
 from lion_fast.training.losses import LossOptions
 from lion_fast.training.own import DEFAULT, Own, starts_at_zero
 from lion_fast.training.resolve import Resolved
+from lion_fast.training.weight_casts import WeightCasts
 
 
 class TrainStep:
@@ -30,26 +32,31 @@ class TrainStep:
         self.optimizer = own.make_optimizer(model, config, resolved)
         self.scaler = torch.amp.GradScaler(device.type, enabled=resolved.precision == "fp16")
         self.loss = LossOptions.of(config)
-        self.steps_done = torch.zeros((), device=device)
+        self.steps_done = torch.zeros((), dtype=torch.int64, device=device)
+        self._one = torch.ones((), device=device)
         self._rates = _Rates(self.optimizer, own.lr_factors(config, device))
         self._aux_weight = torch.full((), self.loss.aux_weight, device=device)
         self._batch_counts = BatchCounts(model)
+        # The fused backbone reads fp32 weights and casts them itself.
+        fused = resolved.backbone == "fused"
+        self._weight_casts = WeightCasts(model, torch.float32 if fused else resolved.compute_dtype)
         self._forward = _forward(model, self.loss, resolved)
 
-    def compile(self) -> None:
+    def compile(self, backend: Callable[..., Any] | str = "inductor") -> None:
         """Put forward and backward through torch.compile, as `nn.Module.compile` does, in place."""
         # A run has one shape; dynamic shapes would only come of other runs in this process.
-        self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False)
+        self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False, backend=backend)
 
     def __call__(self, batch: Batch, row: Tensor) -> None:
         """Train on `batch`; write what it measured before the update into `row` (1 + 2H,)."""
         aux_weight = self.next_aux_weight()
         self._rates.set(self.steps_done)
-        self.steps_done.add_(1)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._batch_counts.ahead():
+        with self._batch_counts.ahead(self.steps_done), self._weight_casts.in_place():
             losses = self._forward(batch.images, batch.labels, aux_weight)
-        self.scaler.scale(losses.loss).backward()
+        # Given its own seed, backward launches no fill for one.
+        self.scaler.scale(losses.loss).backward(self._one)
+        self._weight_casts.hand_back()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         write_row(row, losses)
@@ -194,7 +201,14 @@ def _forward(
         with autocast(resolved):
             return model.loss(images, labels, aux_weight, label_smoothing=smoothing, impl=impl)
 
-    return forward
+    def fused(images: Tensor, labels: Tensor, aux_weight: Tensor) -> HeadLosses:
+        with autocast(resolved):
+            pooled = model.pooled_taps(images, impl=impl)
+            return model.loss_from_pooled(
+                pooled, labels, aux_weight, label_smoothing=smoothing, impl=impl
+            )
+
+    return fused if resolved.backbone == "fused" else forward
 
 
 def made_current(device: torch.device) -> AbstractContextManager[object]:
