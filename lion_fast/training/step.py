@@ -35,7 +35,7 @@ class TrainStep:
         self.steps_done = torch.zeros((), dtype=torch.int64, device=device)
         self._one = torch.ones((), device=device)
         self._rates = _Rates(self.optimizer, own.lr_factors(config, device))
-        self._aux_weight_at = self.loss.aux_weight_schedule(device)
+        self._aux_weight = torch.full((), self.loss.aux_weight, device=device)
         self._batch_counts = BatchCounts(model)
         # The fused backbone reads fp32 weights and casts them itself.
         fused = resolved.backbone == "fused"
@@ -63,7 +63,7 @@ class TrainStep:
 
     def next_aux_weight(self) -> Tensor:
         """Return the coming step's auxiliary weight ()."""
-        return self._aux_weight_at(self.steps_done)
+        return self.loss.aux_weight_at(self.steps_done, self._aux_weight)
 
     def state_dict(self) -> dict[str, object]:
         """Everything that training changes, as it stands."""
@@ -81,6 +81,27 @@ class TrainStep:
         self._rates.attach()
         self.scaler.load_state_dict(state["scaler"])
         self.steps_done.copy_(state["steps_done"])
+
+    @torch.no_grad()
+    def become(self, fresh: "TrainStep") -> None:
+        """Go on as `fresh`, a step of an equal `setup_key` that has done nothing yet.
+
+        Every tensor that compiled code or a captured graph may read keeps its address.
+        """
+        assert starts_at_zero(self.optimizer)
+        weights = fresh.model.state_dict()
+        for name, tensor in self.model.state_dict().items():
+            tensor.copy_(weights[name])
+        for entries in self.optimizer.state.values():
+            torch._foreach_zero_(list(entries.values()))
+        pairs = zip(self.optimizer.param_groups, fresh.optimizer.param_groups, strict=True)
+        for group, other in pairs:
+            group.update({name: value for name, value in other.items() if name != "params"})
+        self._rates.become(fresh._rates)
+        self.scaler.load_state_dict(fresh.scaler.state_dict())
+        self.loss = fresh.loss
+        self._aux_weight.copy_(fresh._aux_weight)
+        self.steps_done.zero_()
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -139,6 +160,15 @@ class _Rates:
         """Let the optimizer read the scalars; to be called again when its state was loaded."""
         for group, rate in zip(self._optimizer.param_groups, self._now, strict=False):
             group["lr"] = rate
+
+    def become(self, fresh: "_Rates") -> None:
+        """Take over the course of `fresh`, in the scalars that are here where there are any."""
+        self._full = fresh._full
+        if self._factors is not None and fresh._factors is not None:
+            self._factors.copy_(fresh._factors)
+        else:
+            self._factors, self._now = fresh._factors, fresh._now
+        self.attach()
 
     def set(self, steps_done: Tensor) -> None:
         """Write the rates of the step that follows `steps_done` (), without a host sync."""
