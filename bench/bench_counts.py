@@ -1,7 +1,8 @@
 """What one training step asks of a GPU, counted on a stand-in: `python bench/bench_counts.py`.
 
-    python bench/bench_counts.py --out bench/results/counts.json          # three cards
+    python bench/bench_counts.py --out FILE                  # both networks on three cards
     python bench/bench_counts.py --card H100 --arch resnet_ds --out FILE
+    python bench/bench_counts.py --card H100 --optimizer muon --out FILE
     python bench/bench_counts.py --card H100 --tiny --out FILE            # as the test does
 
 Nothing here is a time: no kernel runs. PyTorch, Inductor and CUDA graph capture are real, the GPU
@@ -14,6 +15,8 @@ library call, as Inductor itself counts; compare within one convention. `host_ca
 host submits or waits for in one step, and for the graph in one replay. Peak memory is that of
 PyTorch's allocator from construction to the step's end, without cuDNN's workspaces.
 
+graph-fewer is engine graph with `fewer_launches`. What its kernels read twice counts once, as
+lion_fast/training/inductor.py says; casts of weights outside compiled code are in no compiled byte.
 The loop is `_rivals.HandLoop` under autocast, without loss scaling and without data loading.
 
 Private API: GraphLowering.compile_to_module and count_bytes, two cache switches, TrainStep._forward
@@ -21,6 +24,7 @@ and what tests/stand_in_inductor.py names.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import subprocess
@@ -35,39 +39,42 @@ BENCHMARK = {
     "title": "Launches, bytes and memory of a step, counted",
     "order": 15,
     "stage": "step",
-    "ours": ("eager", "compile", "graph"),
+    "ours": ("eager", "compile", "graph", "graph-fewer"),
     "is_timed": False,
 }
 
 PRECISION = {"H100": "bf16", "A100": "bf16", "V100": "fp16"}
-ENGINES = ("loop", "eager", "compile", "graph")
-TINY: dict[str, Any] = {"growth_rate": 2, "block_layers": 1, "base_width": 8, "batch_size": 8}
+ARCHS = ("densenet_ds", "resnet_ds")
+ENGINES = ("loop", "eager", "compile", "graph", "graph-fewer")
+TINY: dict[str, Any] = {"growth_rate": 2, "block_layers": 1, "base_width": 8, "batch_size": 64}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count on each card in a process of its own: the stand-in is one GPU for its life."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--card", choices=PRECISION, action="append")
-    parser.add_argument("--arch", choices=["densenet_ds", "resnet_ds"], default="densenet_ds")
+    parser.add_argument("--arch", choices=ARCHS, action="append")
+    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
     parser.add_argument("--tiny", action="store_true", help="a small network on 8x8 images")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    cards = options.card or list(PRECISION)
+    cards, archs = options.card or list(PRECISION), options.arch or list(ARCHS)
     if options.worker:
-        print(json.dumps(count_card(cards[0], options.arch, options.tiny)))
+        print(json.dumps(count_card(cards[0], archs[0], options.optimizer, options.tiny)))
         return 0
-    shape = ["--arch", options.arch, *(["--tiny"] if options.tiny else [])]
+    common = ["--optimizer", options.optimizer, *(["--tiny"] if options.tiny else [])]
     found = []
-    for card in cards:
-        command = [sys.executable, __file__, "--worker", "--card", card, *shape, "--out", "-"]
+    for card, arch in itertools.product(cards, archs):
+        shape = ["--card", card, "--arch", arch, *common]
+        command = [sys.executable, __file__, "--worker", *shape, "--out", "-"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
     options.out.write_text(json.dumps({"counts": found}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 
-def count_card(card: str, arch: str, tiny: bool) -> dict[str, Any]:
+def count_card(card: str, arch: str, optimizer: str, tiny: bool) -> dict[str, Any]:
     """Return the counts of every engine on `card`, each in a fork that starts from nothing."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     import stand_in_gpu
@@ -80,8 +87,9 @@ def count_card(card: str, arch: str, tiny: bool) -> dict[str, Any]:
     import triton
 
     engines = {}
-    for engine in ENGINES:
-        outcome = in_own_process(count_engine, gpu, engine, PRECISION[card], arch, tiny)
+    # A loop by hand has AdamW alone.
+    for engine in ENGINES if optimizer == "adamw" else ENGINES[1:]:
+        outcome = in_own_process(count_engine, gpu, engine, PRECISION[card], arch, optimizer, tiny)
         if "result" not in outcome:
             raise RuntimeError(f"{card} {engine}: {outcome}")
         engines[engine] = outcome["result"]
@@ -89,6 +97,7 @@ def count_card(card: str, arch: str, tiny: bool) -> dict[str, Any]:
         "card": card,
         "precision": PRECISION[card],
         "arch": arch,
+        "optimizer": optimizer,
         "batch_size": TINY["batch_size"] if tiny else 128,
         "torch": torch.__version__.partition("+")[0],
         "triton": triton.__version__,
@@ -96,7 +105,9 @@ def count_card(card: str, arch: str, tiny: bool) -> dict[str, Any]:
     }
 
 
-def count_engine(gpu: Any, engine: str, precision: str, arch: str, tiny: bool) -> dict[str, Any]:
+def count_engine(
+    gpu: Any, engine: str, precision: str, arch: str, optimizer: str, tiny: bool
+) -> dict[str, Any]:
     """Return the counts of one engine's step, after the warm-up."""
     import torch
     from _training import Training
@@ -106,10 +117,12 @@ def count_engine(gpu: Any, engine: str, precision: str, arch: str, tiny: bool) -
 
     note_instead_of_compiling(gpu)
     compiled_bytes = watch_inductor()
+    is_graph = engine.startswith("graph")
     settings: dict[str, Any] = {
-        "engine": "eager" if engine == "loop" else engine, "precision": precision, "arch": arch,
+        "engine": "eager" if engine == "loop" else "graph" if is_graph else engine,
+        "fewer_launches": engine == "graph-fewer", "precision": precision, "arch": arch,
         "device": "cuda", "loader": "resident", "impl": "triton", "steps_per_replay": 1,
-        "init": "he",
+        "init": "he", "optimizer": optimizer,
     }  # fmt: skip
     config = TrainConfig(**settings | (TINY if tiny else {}))
     training = Training(config, noise(8 if tiny else 32), num_steps=8)
@@ -122,7 +135,7 @@ def count_engine(gpu: Any, engine: str, precision: str, arch: str, tiny: bool) -
     take_step()
     records = gpu.records()
     found = {
-        "launches": launches(captured if engine == "graph" else records),
+        "launches": launches(captured if is_graph else records),
         "host_calls": len(records),
         "syncs": sum(record.kind == "sync" for record in records),
         "peak_bytes": torch.cuda.max_memory_allocated(),

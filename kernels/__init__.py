@@ -5,6 +5,7 @@ distribution.
 """
 
 from .augment import augment_batch, augment_batch_ref
+from .dense import dense_backbone, dense_backbone_ref, dense_block_ref, dense_obstacle
 from .dispatch import Impl, resolve_impl
 from .heads import (
     HeadLosses,
@@ -22,6 +23,10 @@ __all__ = [
     "augment_batch_ref",
     "deep_supervision_loss",
     "deep_supervision_loss_ref",
+    "dense_backbone",
+    "dense_backbone_ref",
+    "dense_block_ref",
+    "dense_obstacle",
     "muon_update_",
     "muon_update_ref_",
     "pooled_supervision_loss",

@@ -28,10 +28,11 @@ from triton.errors import TritonError
 
 from .aot_case import AotCase
 from .augment import AOT_CASES as _AUGMENT_CASES
+from .dense.aot import AOT_CASES as _DENSE_CASES
 from .heads.aot import AOT_CASES as _HEADS_CASES
 from .muon.launch import AOT_CASES as _MUON_CASES
 
-CASES: list[AotCase] = [*_HEADS_CASES, *_AUGMENT_CASES, *_MUON_CASES]
+CASES: list[AotCase] = [*_HEADS_CASES, *_AUGMENT_CASES, *_MUON_CASES, *_DENSE_CASES]
 CAPABILITIES = (70, 75, 80, 90, 100)
 
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")

@@ -16,7 +16,8 @@ Init = Literal["he", "xavier", "lion_dg", "lsuv", "lion_lsuv", "fixup", "rezero"
 Engine = Literal["auto", "eager", "compile", "graph"]
 LoaderName = Literal["auto", "resident", "dali", "workers"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
-OptimizerName = Literal["adamw", "muon"]
+BackboneName = Literal["auto", "fused", "modules"]
+OptimizerName = Literal["adamw", "muon", "sgd"]
 ScheduleName = Literal["constant", "linear"]
 # Spelled again in kernels/dispatch.py, which must not import this package; a test holds the two
 # together.
@@ -90,10 +91,10 @@ class TrainConfig:
     label_smoothing: float = numbers(0.0)
     """Cross-entropy label smoothing, from 0 up to but excluding 1."""
     optimizer: OptimizerName = numbers("adamw")
-    """AdamW for every parameter, or Muon (orthogonalised momentum) for the backbone's convolutions
-    and matrices and AdamW for heads, norms and biases."""
+    """AdamW for every parameter; Muon (orthogonalised momentum) for the backbone's convolutions and
+    matrices and AdamW for heads, norms and biases; or sgd: lr times the gradient, nothing else."""
     lr: float = numbers(5e-3)
-    """AdamW learning rate; the default was calibrated, see README."""
+    """Learning rate of AdamW and of sgd; the default was calibrated for AdamW, see README."""
     weight_decay: float = numbers(0.05)
     """AdamW decoupled weight decay."""
     muon_lr: float = numbers(0.02)
@@ -133,6 +134,8 @@ class TrainConfig:
     """How a step executes: op by op, through torch.compile, or as a CUDA graph of whole steps."""
     graph_compile: bool = execution(True)
     """With engine graph: capture torch.compile'd code instead of eager code."""
+    fewer_launches: bool = execution(False)
+    """With compiled code on a GPU: sum and normalise a batch norm in one kernel. Not measured."""
     loader: LoaderName = execution("auto")
     """Who makes the batches: a device-resident set, NVIDIA DALI, or DataLoader workers."""
     precision: Precision = execution("auto")
@@ -141,6 +144,9 @@ class TrainConfig:
     """Let precision auto take bf16 on a CPU that has instructions for it."""
     impl: Impl = execution("auto")
     """Fused Triton kernels or the plain PyTorch reference."""
+    backbone: BackboneName = execution("auto")
+    """How densenet_ds trains: its modules, or one fused op whose dense blocks share batch
+    statistics. fused with impl torch takes the op's PyTorch reference, which runs everywhere."""
     steps_per_replay: int = execution(8)
     """With engine graph: training steps captured in one CUDA graph."""
     steps_per_run: int = execution(16)

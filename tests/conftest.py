@@ -19,6 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
+    parser.addoption("--triton-dir", type=Path, help="folder with another Triton, to launch with")
     with suppress(ValueError):  # bench/conftest.py has it too, and one call may run both
         parser.addoption("--data-dir", type=Path, help="folder that holds CIFAR-10")
 

@@ -17,6 +17,8 @@ from stand_in_gpu.processes import in_own_process
 GPU = stand_in_gpu.load("H100")
 
 import torch  # noqa: E402
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
 
 
 def capture(body: Callable[[], object], mode: str = "thread_local") -> torch.cuda.CUDAGraph:
@@ -209,6 +211,28 @@ def out_of_memory() -> None:
     torch.empty(200 << 30, dtype=torch.uint8, device="cuda")
 
 
+@triton.jit
+def _cooperative_kernel(out):
+    tl.store(out + tl.program_id(0), 1)
+
+
+def cooperate(num_programs: int) -> int:
+    """In one warp a program, so that an SM holds 64; an H100 has 132 of them."""
+    out = torch.zeros(num_programs, dtype=torch.int32, device="cuda")
+    graph = capture(
+        lambda: _cooperative_kernel[(num_programs,)](out, num_warps=1, launch_cooperative_grid=True)
+    )
+    return len(nodes(graph))
+
+
+def cooperative_grid_too_large() -> None:
+    cooperate(132 * 64 + 1)
+
+
+def legal_cooperative_grid() -> int:
+    return cooperate(132 * 64)
+
+
 def host_reads_early() -> list[bool]:
     """Whether pinned memory holds the copied value: before the host waits, and after."""
     host = torch.zeros(4).pin_memory()
@@ -235,7 +259,8 @@ BREACHES = [
     legacy_stream, legacy_stream_waits, unjoined_stream, legal_joined_stream, half_joined_stream,
     event_from_outside, event_of_an_ended_capture, clock_across_the_capture,
     query_in_a_global_capture, allocation_behind_pytorch, graph_of_freed_memory,
-    legal_graph_of_live_memory, freed_memory, out_of_memory, host_reads_early,
+    legal_graph_of_live_memory, freed_memory, out_of_memory, cooperative_grid_too_large,
+    legal_cooperative_grid, host_reads_early,
     host_waits_for_another_stream,
 ]  # fmt: skip
 

@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
 import stand_in_gpu
+from stand_in_gpu.processes import leave
 
 GPU = stand_in_gpu.load(sys.argv[1])
 
 import torch  # noqa: E402
+import triton  # noqa: E402
 from triton import knobs  # noqa: E402
 
 from lion_fast.kernels import augment_batch, deep_supervision_loss  # noqa: E402
@@ -280,6 +282,7 @@ def main() -> None:
                 "launches": watch.num_launches,
                 "specialisations": watch.num_specialisations,
                 "kernels": sorted(watch.seen),
+                "triton": triton.__version__,
             }
         )
     )
@@ -287,4 +290,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    stand_in_gpu.leave()
+    leave()

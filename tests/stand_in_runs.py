@@ -104,6 +104,8 @@ def usage(records: list[stand_in_gpu.Record]) -> dict[str, Any]:
         "captures": list(captured.values()),
         "replays": [record.num_bytes for record in records if record.kind == "graph"],
         "kinds": Counter(record.kind for record in records),
+        # How Inductor names a kernel whose configuration is decided beforehand.
+        "cooperative": sum(record.name.startswith("triton_unk_") for record in records),
         "ours": sorted(
             {r.name for r in records if r.name.startswith(("_deep_supervision", "_augment"))}
         ),

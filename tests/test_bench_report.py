@@ -13,6 +13,7 @@ from bench_rows import CPU, H200, compared, ratio, row, write
 from PIL import Image
 
 from lion_fast import figures
+from lion_fast.errors import UserError
 from lion_fast.report import markdown
 from report.__main__ import _Arguments, main
 from report.page import TITLES, report_benchmarks
@@ -436,3 +437,32 @@ def test_no_files_missing_files_and_a_bad_out_give_one_line(tmp_path, capsys):
         assert main(arguments) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and words in error
+
+
+def counted(path, **changes):
+    launches = {"ours": 4, "inductor": 75, "pytorch": 24, "cudnn_cublas": 62, "copy": 1, "fill": 2}
+    engine = {
+        "launches": launches, "host_calls": 1, "syncs": 0, "peak_bytes": 270942208,
+        "bytes": {"forward": 572698392, "backward": 1027646140},
+    }  # fmt: skip
+    found = {
+        "card": "H100", "precision": "bf16", "arch": "densenet_ds", "batch_size": 128,
+        "torch": "2.14.1", "triton": "3.8.0", "engines": {"graph-fewer": engine},
+    }  # fmt: skip
+    path.write_text(json.dumps({"counts": [found | changes]}), encoding="utf-8")
+    return path
+
+
+def test_counts_of_a_step_become_a_table_of_their_own(real, tmp_path):
+    counts = [counted(tmp_path / "H100.json"), counted(tmp_path / "V100.json", card="V100")]
+    text = report_benchmarks([real], tmp_path, counts)[0].read_text(encoding="utf-8")
+    row = cells(text, "densenet_ds", "H100", "bf16", "graph-fewer")
+    assert (row["launches"], row["Inductor"], row["copies, fills"]) == ("168", "75", "3")
+    assert (row["host calls"], row["MB"], row["peak MB"]) == ("1", "1,600", "271")
+    assert cells(text, "densenet_ds", "V100")["launches"] == "168"
+    assert "no time is known" in text
+
+
+def test_a_file_without_counts_is_refused_by_name(real, tmp_path):
+    with pytest.raises(UserError, match="other.json: not counts"):
+        report_benchmarks([real], tmp_path, [write(tmp_path / "other.json", CPU, [])])

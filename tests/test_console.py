@@ -25,6 +25,7 @@ SUMMARY = {
     "val_accuracy_per_head": [0.4, 0.5],
     "init_seconds": 0.0,
     "setup_seconds": 0.0,
+    "reused": False,
     "train_seconds": 1.0,
     "total_seconds": 1.0,
     "run": "runs/a",

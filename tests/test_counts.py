@@ -19,18 +19,19 @@ pytestmark = [
     ),
 ]
 
-# Of `bench_counts.py --card H100 --tiny`: launches by ours, Inductor, PyTorch and cuDNN or cuBLAS;
-# what the host submits or waits for; bytes by part.
-COMPILED_BYTES = {"forward": 384008, "backward": 670718}
+# Of `bench_counts.py --card H100 --arch densenet_ds --tiny`: launches by ours, Inductor, PyTorch
+# and cuDNN or cuBLAS; what the host submits or waits for; bytes by part.
+COMPILED_BYTES = {"forward": 3017042, "backward": 5406712}
 EXPECTED = {
-    "loop": ((0, 0, 128, 26), 154, {"step": 1545126}),
+    "loop": ((0, 0, 132, 26), 158, {"step": 11413446}),
     "eager": (
-        (4, 0, 82, 17),
-        103,
-        {"backward": 848834, "forward": 538488, "optimizer": 83520, "other": 259692},
+        (4, 0, 76, 17),
+        97,
+        {"backward": 6619886, "forward": 4149270, "optimizer": 83520, "other": 298948},
     ),
-    "compile": ((4, 43, 8, 17), 72, COMPILED_BYTES),
-    "graph": ((4, 43, 8, 17), 1, COMPILED_BYTES),
+    "compile": ((4, 53, 12, 17), 86, COMPILED_BYTES),
+    "graph": ((4, 53, 12, 17), 1, COMPILED_BYTES),
+    "graph-fewer": ((4, 43, 14, 17), 1, {"forward": 2568442, "backward": 4151312}),
 }
 
 
@@ -38,7 +39,8 @@ EXPECTED = {
 def test_a_step_launches_and_moves_exactly_what_it_did(tmp_path: Path) -> None:
     out = tmp_path / "counts.json"
     script = TESTS.parent / "bench/bench_counts.py"
-    command = [sys.executable, str(script), "--card", "H100", "--tiny", "--out", str(out)]
+    shape = ["--card", "H100", "--arch", "densenet_ds", "--tiny"]
+    command = [sys.executable, str(script), *shape, "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     (found,) = json.loads(out.read_text())["counts"]

@@ -52,6 +52,7 @@ def test_auto_on_the_cpu_is_eager_fp32_without_triton():
         "loader": "resident",
         "precision": "fp32",
         "impl": "torch",
+        "backbone": "modules",
     }
 
 

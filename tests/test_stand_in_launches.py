@@ -1,5 +1,7 @@
 """Triton's own launcher, on every specialisation of the project's kernels, and per card."""
 
+from importlib.metadata import version
+
 import pytest
 from stand_in import needs_stand_in, outcomes
 
@@ -24,3 +26,15 @@ def test_the_driver_gets_what_was_passed_and_runs_what_was_compiled_ahead(card, 
     # Half of the launches repeat one that came before, and augment_batch has no backward.
     assert LAUNCHES[card] / 2 <= found["specialisations"] < LAUNCHES[card]
     assert len(found["kernels"]) == 4
+
+
+@pytest.mark.slow
+def test_another_triton_launches_the_same(request, tmp_path):
+    """Of `pip install --no-deps --target DIR triton==3.6.0`, given as --triton-dir DIR."""
+    folder = request.config.getoption("--triton-dir")
+    if folder is None:
+        pytest.skip("needs another Triton: --triton-dir")
+    env = {"PYTHONPATH": str(folder)}
+    found = outcomes("stand_in_launches.py", "H100", cache=tmp_path, env=env)
+    assert found["triton"] != version("triton")
+    assert (found["problems"], found["launches"]) == ([], LAUNCHES["H100"])

@@ -22,11 +22,13 @@ REFUSED = {
     "graph_of_freed_memory": "device memory that was freed after its capture",
     "freed_memory": "a copy or fill of freed device memory",
     "out_of_memory": "CUDA out of memory",
+    "cooperative_grid_too_large": "a cooperative grid that does not fit the GPU",
 }
 LAWFUL = {
     "legal_pinned_copy": 1,
     "legal_joined_stream": 2,
     "legal_graph_of_live_memory": 1,
+    "legal_cooperative_grid": 1,
     # Pinned memory reads as NaN until the host has waited for the copy, and for that copy's stream.
     "host_reads_early": [True, True],
     "host_waits_for_another_stream": True,

@@ -19,6 +19,7 @@ from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.study import runner
 from lion_fast.study.grid import Study, grid
+from lion_fast.study.pools import local
 from lion_fast.study.runner import run_study
 from lion_fast.study.status import (
     CellState,
@@ -367,10 +368,10 @@ def test_a_worker_that_has_just_finished_is_deaf_to_an_interrupt(tmp_path, monke
     def serve_and_be_interrupted(*_):
         _thread.interrupt_main()  # flagged now, raised at the next call
 
-    monkeypatch.setattr(runner, "_serve", serve_and_be_interrupted)
+    monkeypatch.setattr(local, "_serve", serve_and_be_interrupted)
     before = signal.getsignal(signal.SIGINT)
     try:
-        runner._work(None, tmp_path, 1, fake_train)
+        local._work(None, tmp_path, 1, fake_train)
         _thread.interrupt_main()
         time.sleep(0.01)
     finally:

@@ -19,13 +19,15 @@ class _Arguments:
     """JSON files of pytest --benchmark-json and make gpu, from any number of machines."""
     out: Path = Path(__file__).resolve().parents[1] / "results" / "report"
     """Folder for benchmarks.md and its pictures."""
+    counts: tuple[Path, ...] = ()
+    """JSON files of bench_counts.py, whose table ends the page."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report and print its paths; return 2 on bad input."""
     parsed = tyro.cli(_Arguments, args=arguments, prog="python -m report")
     try:
-        written = report_benchmarks(parsed.files, parsed.out)
+        written = report_benchmarks(parsed.files, parsed.out, parsed.counts)
     except UserError as error:
         print(f"report: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lion_fast.errors import UserError
 from lion_fast.report.markdown import seconds
+from report.counts import counts_section
 from report.plots import draw_all
 from report.results import (
     CATALOGUE,
@@ -20,10 +21,11 @@ TITLES = {name: about.title for name, about in CATALOGUE.items() if about.is_tim
 """Of benchmarks in order of appearance; others follow under their file's name."""
 
 
-def report_benchmarks(paths: Sequence[Path], out: Path) -> list[Path]:
+def report_benchmarks(paths: Sequence[Path], out: Path, counts: Sequence[Path] = ()) -> list[Path]:
     """Write `benchmarks.md` and its pictures to `out`; return what was written.
 
-    Raises UserError where no file is given, one cannot be read, or `out` cannot be written.
+    counts: files of bench/bench_counts.py. Raises UserError where no result file is given, one
+    cannot be read, or `out` cannot be written.
     """
     if not paths:
         raise UserError("report needs result files: give it bench/results/*.json")
@@ -32,7 +34,8 @@ def report_benchmarks(paths: Sequence[Path], out: Path) -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
         pictures = draw_all(machines, out)
         page = out / "benchmarks.md"
-        page.write_text("\n".join(_page(machines, pictures)) + "\n", encoding="utf-8")
+        lines = [*_page(machines, pictures), *counts_section(counts)]
+        page.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
     return [page, *(path for path in pictures.values() if path)]

@@ -92,6 +92,13 @@ class Loader(ABC):
             image_slot.copy_(batch.images, non_blocking=True)
             label_slot.copy_(batch.labels, non_blocking=True)
 
+    def replan(self, plan: BatchPlan) -> None:
+        """Execute another plan of the same shape, in place; for a loader that walks on the device.
+
+        Raises NotImplementedError where a new loader serves as well.
+        """
+        raise NotImplementedError(f"loader {self.name} is made anew for another plan")
+
     @property
     def num_skipped(self) -> int:
         """Unreadable images that the loader met and replaced."""

@@ -76,6 +76,18 @@ class ResidentLoader(Loader):
         self._step.add_(1)
         return batch
 
+    def replan(self, plan: BatchPlan) -> None:
+        """Execute another plan of the same shape from its first step, in the same tensors."""
+        shape = (plan.num_images, plan.local_batch_size, plan.crop_padding)
+        assert shape == (self.plan.num_images, self.plan.local_batch_size, self.plan.crop_padding)
+        self.plan = plan
+        planned = _upload(plan, self.spec.num_steps, self.spec.device)
+        held = (self._indices, self._flips, self._crops)
+        for old, new in zip(held, planned, strict=True):
+            if old is not None and new is not None:
+                old.copy_(new)
+        self.seek(0)
+
     def memory_bytes(self) -> tuple[int, int]:
         """Return host and device bytes of the images, labels and plan."""
         held = [self._images, self._labels, self._indices, self._flips, self._step]

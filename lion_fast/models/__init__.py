@@ -9,10 +9,11 @@ Initialisation is `lion_fast.init`'s part.
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.models.base import DeeplySupervised, Head, Heads, check_image_size
-from lion_fast.models.densenet import DenseNetDS, densenet_ds
+from lion_fast.models.densenet import STEM_CHANNELS, DenseNetDS, densenet_ds
 from lion_fast.models.resnet import ResNetDS, resnet_ds
 
 __all__ = [
+    "STEM_CHANNELS",
     "DeeplySupervised",
     "DenseNetDS",
     "Head",

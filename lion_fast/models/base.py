@@ -13,7 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lion_fast.errors import UserError
-from lion_fast.kernels import HeadLosses, Impl, deep_supervision_loss
+from lion_fast.kernels import (
+    HeadLosses,
+    Impl,
+    deep_supervision_loss,
+    pooled_supervision_loss,
+)
 
 MIN_IMAGE_SIDE = 8
 """Pixels. Three halvings leave one pixel, and the data loaders go no lower."""
@@ -85,7 +90,8 @@ class DeeplySupervised(nn.Module):
 
     The contract of `taps`: H maps (B, C_h, height_h, width_h) in forward order, the main head's
     last, no head called on the way. More members may be overridden: `residual_branches`, which
-    fixup and rezero ask for, `heads_in_path` and `runs_norms_once`.
+    fixup and rezero ask for, `heads_in_path`, `runs_norms_once`, `runs_convolutions_once` and
+    `pooled_taps`.
 
     Under DistributedDataParallel call the wrapper, `ddp(images, labels, aux_weight)`, never
     `ddp.module.loss(...)`: only calls of the wrapper synchronise gradients.
@@ -96,6 +102,9 @@ class DeeplySupervised(nn.Module):
     """Whether the backbone runs through the heads' weights, which LION-DG refuses elsewhere."""
     runs_norms_once: bool = False
     """Whether `taps` runs each batch norm exactly once: a step may then count for all of them."""
+    runs_convolutions_once: bool = False
+    """Whether `taps` runs each convolution exactly once and reads no weight of theirs besides: a
+    step may then cast all of them at once."""
     _main_mask: Tensor
     _aux_mask: Tensor
 
@@ -165,16 +174,48 @@ class DeeplySupervised(nn.Module):
         impl: Impl = "auto",
     ) -> HeadLosses:
         """Compute `loss` of maps that `taps` returned."""
-        linears = [head.linear for head in self.heads]
         return deep_supervision_loss(
             taps,
-            [linear.weight for linear in linears],
-            [linear.bias for linear in linears],
+            *self._linears(),
             target,
             self.loss_weights(aux_weight),
             label_smoothing=label_smoothing,
             impl=impl,
         )
+
+    def pooled_taps(self, images: Tensor, *, impl: Impl = "auto") -> list[Tensor]:
+        """Return every tap's mean over its positions, (B, C_h) in fp32 or wider.
+
+        A network that can compute them without making its taps overrides this.
+        """
+        return [
+            tap.mean((2, 3), dtype=torch.promote_types(tap.dtype, torch.float32))
+            for tap in self.taps(images)
+        ]
+
+    def loss_from_pooled(
+        self,
+        pooled: Sequence[Tensor],
+        target: Tensor,
+        aux_weight: float | Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        impl: Impl = "auto",
+    ) -> HeadLosses:
+        """Compute `loss` of what `pooled_taps` returned."""
+        return pooled_supervision_loss(
+            pooled,
+            *self._linears(),
+            target,
+            self.loss_weights(aux_weight),
+            label_smoothing=label_smoothing,
+            impl=impl,
+        )
+
+    def _linears(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return every head's weight (K, C_h) and bias (K,)."""
+        linears = [head.linear for head in self.heads]
+        return [linear.weight for linear in linears], [linear.bias for linear in linears]
 
     def loss_weights(self, aux_weight: float | Tensor) -> Tensor:
         """Return (H,): aux_weight for every auxiliary head and 1.0 for the main one."""

@@ -18,14 +18,18 @@ above. The same table's 96 channels and 43,680 parameters of block 3, and so its
 960, cannot come from k = 8 after 42 channels.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lion_fast.errors import UserError
+from lion_fast.kernels import Impl, dense_backbone
 from lion_fast.models.base import DeeplySupervised, check_images
 
 NUM_BLOCKS = 3
+STEM_CHANNELS = 24
 
 
 class DenseLayer(nn.Module):
@@ -46,7 +50,7 @@ class DenseBlock(nn.Module):
 
     Concatenation copies, and writing into one buffer instead would overwrite what batch norm saved
     for its backward. In training every layer normalises a shared channel with the same batch
-    statistics; sharing them would replace this module's `forward` alone.
+    statistics, which `DenseNetDS.pooled_taps` shares.
     """
 
     def __init__(self, in_channels: int, num_layers: int, growth_rate: int) -> None:
@@ -79,11 +83,13 @@ class DenseNetDS(DeeplySupervised):
     """See `densenet_ds`."""
 
     runs_norms_once = True
+    runs_convolutions_once = True
 
     def __init__(
         self, num_classes: int, growth_rate: int, block_layers: int, stem_channels: int
     ) -> None:
         super().__init__()
+        self.growth_rate, self.block_layers = growth_rate, block_layers
         self.stem = nn.Conv2d(3, stem_channels, 3, padding=1, bias=False)
         self.blocks, self.transitions = nn.ModuleList(), nn.ModuleList()
         channels, tap_channels = stem_channels, []
@@ -108,9 +114,60 @@ class DenseNetDS(DeeplySupervised):
             x = block(transition(x))
         return [*taps, F.relu(self.norm(x), inplace=True)]
 
+    def pooled_taps(self, images: Tensor, *, impl: Impl = "auto") -> list[Tensor]:
+        """Return every tap's mean over its positions, (B, C_h), by `dense_backbone` in training.
+
+        Weights, running statistics and batch counters are those of the modules, which compute the
+        taps in evaluation mode. The images' dtype is the maps', also under autocast. Raises
+        UserError where norms differ in mode, momentum or eps.
+        """
+        if not self.training:
+            return super().pooled_taps(images, impl=impl)
+        check_images(images)
+        convs, norms = self.in_forward_order()
+        momentum, eps = norms[0].momentum, norms[0].eps
+        for norm in norms:
+            if momentum is None or (norm.training, norm.momentum, norm.eps) != (
+                True,
+                momentum,
+                eps,
+            ):
+                raise UserError(
+                    "the fused backbone trains all norms alike, and these differ in mode, momentum"
+                    " or eps: take backbone modules"
+                )
+        # None while a step counts for all norms itself.
+        counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
+        if counters:
+            torch._foreach_add_(counters, 1)
+        return dense_backbone(
+            images,
+            [conv.weight for conv in convs],
+            [norm.weight for norm in norms],
+            [norm.bias for norm in norms],
+            [norm.running_mean for norm in norms],
+            [norm.running_var for norm in norms],
+            block_layers=self.block_layers,
+            momentum=momentum,
+            eps=eps,
+            impl=impl,
+        )
+
+    def in_forward_order(self) -> tuple[list[nn.Conv2d], list[nn.BatchNorm2d]]:
+        """Return the convolutions, the stem's first, and the norms, the last behind block 3."""
+        parts: list[Any] = []
+        for i, block in enumerate(self.blocks):
+            if i > 0:
+                parts.append(self.transitions[i - 1])
+            parts += block.layers  # type: ignore[arg-type]
+        return [self.stem, *(p.conv for p in parts)], [*(p.norm for p in parts), self.norm]
+
 
 def densenet_ds(
-    num_classes: int = 10, growth_rate: int = 8, block_layers: int = 6, stem_channels: int = 24
+    num_classes: int = 10,
+    growth_rate: int = 8,
+    block_layers: int = 6,
+    stem_channels: int = STEM_CHANNELS,
 ) -> DenseNetDS:
     """Build DenseNet-DS with weights as PyTorch leaves them; `lion_fast.init` sets them.
 

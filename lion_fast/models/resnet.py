@@ -69,6 +69,7 @@ class ResNetDS(DeeplySupervised):
     """See `resnet_ds`."""
 
     runs_norms_once = True
+    runs_convolutions_once = True
 
     def __init__(self, num_classes: int, placement: Placement, base_width: int) -> None:
         super().__init__()

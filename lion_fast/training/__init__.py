@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lion_fast.training.guards import Interrupted
     from lion_fast.training.loop import train
+    from lion_fast.training.reuse import StepCache, setup_key
     from lion_fast.training.saved import LoadedRun, Prediction, evaluate, load_run, predict
     from lion_fast.training.summary import Summary
     from lion_fast.training.validate import Validation
@@ -18,17 +19,21 @@ __all__ = [
     "Interrupted",
     "LoadedRun",
     "Prediction",
+    "StepCache",
     "Summary",
     "Validation",
     "evaluate",
     "load_run",
     "predict",
+    "setup_key",
     "train",
 ]
 
 _HOME = {
     "Interrupted": "guards",
     "train": "loop",
+    "StepCache": "reuse",
+    "setup_key": "reuse",
     "Summary": "summary",
     "Validation": "validate",
 }

@@ -26,16 +26,18 @@ class BatchCounts:
             self._norms = [norm for norm in model.modules() if _only_counts(norm)]
 
     @contextmanager
-    def ahead(self) -> Iterator[None]:
-        """Count now, and keep the norms from counting in the forward pass inside."""
+    def ahead(self, steps_done: Tensor) -> Iterator[None]:
+        """Count now, and keep the norms from counting in the forward pass inside.
+
+        steps_done: () int64, a counter of the step's own that takes part in the launch.
+        """
         # A norm in evaluation mode counts nothing.
         counters: list[tuple[_BatchNorm, Tensor]] = [
             (norm, norm.num_batches_tracked)
             for norm in self._norms
             if norm.training and norm.num_batches_tracked is not None
         ]
-        if counters:
-            torch._foreach_add_([counter for _, counter in counters], 1)
+        torch._foreach_add_([steps_done, *(counter for _, counter in counters)], 1)
         for norm, _ in counters:
             norm.num_batches_tracked = None
         try:

@@ -253,10 +253,11 @@ def ending(summary: Summary) -> list[str]:
             f" after {summary.seconds_to_target:.2f} s of training"
         )
     heads = "  ".join(f"{100 * accuracy:.2f}" for accuracy in summary.val_accuracy_per_head)
+    reused = " (reused)" if summary.reused else ""
     return [
         outcome,
         f"validation accuracy {100 * summary.val_accuracy:.2f} %   (per head, main last: {heads})",
-        f"init {summary.init_seconds:.2f} s   set-up {summary.setup_seconds:.2f} s"
+        f"init {summary.init_seconds:.2f} s   set-up {summary.setup_seconds:.2f} s{reused}"
         f"   training {summary.train_seconds:.2f} s   total {summary.total_seconds:.2f} s",
         f"run folder: {summary.run}",
     ]

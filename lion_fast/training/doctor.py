@@ -7,6 +7,7 @@ import torch
 from lion_fast.config import TrainConfig
 from lion_fast.data.dali import dali_status
 from lion_fast.training.environment import environment
+from lion_fast.training.packing import mps_status
 from lion_fast.training.resolve import resolve
 
 _V100 = """\
@@ -28,6 +29,8 @@ def doctor(config: TrainConfig | None = None) -> list[str]:
     lines.append(f"{'dali runs on':20} {_dali()}")
     if resolved.device.type != "cuda":
         lines.append(f"{'gpu':20} {_no_gpu_reason()}")
+    else:
+        lines.append(f"{'mps':20} {mps_status()}")
     lines += ["", "auto picks here:"]
     for name, value in resolved.to_dict().items():
         reason = resolved.reasons.get(name)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.batches import Batch, Loader
+from lion_fast.training.inductor import fewer_launches
 from lion_fast.training.resolve import Resolved
 from lion_fast.training.step import TrainStep
 
@@ -26,13 +27,19 @@ class Engine(Protocol):
         The rows (num_steps, 1 + 2H) are overwritten by the next call.
         """
 
+    def restart(self, loader: Loader) -> None:
+        """Begin again at the first step of `loader`, and keep what `setup` made.
+
+        The loader is the one there was where that one walks on the device, else one of its like.
+        """
+
 
 def make_engine(
     step: TrainStep, loader: Loader, row_width: int, config: TrainConfig, resolved: Resolved
 ) -> Engine:
     """Return the resolved engine for `step` fed by `loader`; it compiles the step where asked."""
     if compiles(config, resolved):
-        step.compile()
+        step.compile(fewer_launches if config.fewer_launches else "inductor")
     chunk_steps = config.steps_per_replay if resolved.device.type == "cuda" else 1
     rows = torch.zeros(chunk_steps, row_width, device=resolved.device)
     if resolved.engine == "graph":
@@ -76,6 +83,11 @@ class StepEngine:
         for row in self._rows[:num_steps]:
             self._step(self._loader.next(), row)
         return self._rows[:num_steps]
+
+    def restart(self, loader: Loader) -> None:
+        """Begin again; see `Engine.restart`."""
+        self._loader = loader
+        loader.seek(0)
 
 
 class GraphEngine:
@@ -132,6 +144,12 @@ class GraphEngine:
             self._replay(1)
             done[slot].copy_(self._rows[0])
         return done
+
+    def restart(self, loader: Loader) -> None:
+        """Begin again; see `Engine.restart`."""
+        assert loader is self._loader or not loader.walks_on_device
+        self._loader = loader
+        loader.seek(0)
 
     def _replay(self, num_steps: int) -> None:
         if self._images is not None and self._labels is not None:

@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +25,7 @@ from lion_fast.training.own import MakeModel, MakeOptimizer, Own, Schedule
 from lion_fast.training.probe import probe_gradients
 from lion_fast.training.progress import Reporter, Steady, farewell
 from lion_fast.training.resolve import resolve
+from lion_fast.training.reuse import StepCache
 from lion_fast.training.run import Run, opened
 from lion_fast.training.rundir import anchored
 from lion_fast.training.step import float32_precision, made_current
@@ -41,13 +42,16 @@ def train(
     images: DataSet | None = None,
     optimizer: MakeOptimizer | None = None,
     schedule: Schedule | None = None,
+    reuse: StepCache | None = None,
 ) -> Summary:
     """Train one network as `config` says, or go on with the run folder `resume`.
 
     model: a network of your own, or a function from num_classes and image_size to one; it is
     initialised by `config.init` like ours. images: a set of your own. optimizer: from parameters to
     an optimizer, instead of `config.optimizer`. schedule: from a step, counted from 0, to the
-    factor of the learning rate in it, instead of `config.schedule`.
+    factor of the learning rate in it, instead of `config.schedule`. reuse: where steps are kept
+    from one call to the next, so that a run of the same shape as an earlier one (`setup_key`) is
+    not set up anew; its numbers are those of a run without it.
 
     Writes a run folder and returns its summary. Raises UserError on bad input, on a non-finite loss
     (the last good checkpoint stays) and when memory or disk run out; Interrupted, which is a
@@ -65,7 +69,7 @@ def train(
         with (
             made_current(resolved.device),
             float32_precision(resolved),
-            opened(config, resolved, own, resume, screen) as run,
+            opened(config, resolved, own, resume, screen, reuse) as run,
         ):
             screen.say([run.images.describe()])
             try:
@@ -89,13 +93,19 @@ def _execute(
     """Train to the end and return the summary; `started`: perf_counter() at the start."""
     config, resolved, record = run.config, run.resolved, run.record
     setup_started = time.perf_counter()
-    with closing(run.loader()) as loader, closing(record):
-        engine = make_engine(run.step, loader, row_width(run.history.num_heads), config, resolved)
+    width = row_width(run.history.num_heads)
+    with ExitStack() as held, closing(record):
+        loader = held.enter_context(closing(run.loader()))
+        engine = run.restarted_engine(loader)
+        if engine is None:
+            engine = make_engine(run.step, loader, width, config, resolved)
         reporter = Reporter(screen, config, run.history, resolved.device)
         training = _Training(run, loader, engine, reporter, signals, screen)
-        if not training.finished:
+        is_set_up = run.reused
+        if not run.reused and not training.finished:
             with screen.stage(_SETUP[resolved.engine]):
                 engine.setup(len(run.history))
+            is_set_up = True
         record.open()
         if resolved.device.type == "cuda":
             torch.cuda.synchronize(resolved.device)
@@ -113,6 +123,10 @@ def _execute(
                 data_wait_percent=reporter.data_wait_percent(loader),
             )
             screen.say(record.finish(summary))
+        if is_set_up and run.keeps:
+            run.keep(loader, engine)
+            if loader.walks_on_device:
+                held.pop_all()
     return summary
 
 

@@ -30,9 +30,13 @@ class LossOptions:
     def aux_weight_schedule(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Return alpha(s) as a function from s () to () float32, both on `device`."""
         full = torch.full((), self.aux_weight, device=device)
+        return lambda steps_done: self.aux_weight_at(steps_done, full)
+
+    def aux_weight_at(self, steps_done: Tensor, full: Tensor) -> Tensor:
+        """Return alpha(s) () of s () and of `full` (), the aux_weight on the same device."""
         if not self.aux_warmup_steps:
-            return lambda steps_done: full
-        return lambda steps_done: full * (steps_done / self.aux_warmup_steps).clamp(max=1.0)
+            return full
+        return full * (steps_done / self.aux_warmup_steps).clamp(max=1.0)
 
     def of_logits(self, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
         """Return the loss () of every head's logits (B, K), main last, at the full weight.

@@ -51,4 +51,5 @@ def summarize(
         resolved=run.resolved.to_dict(),
         config=config.to_dict(),
         environment=environment(device),
+        reused=run.reused,
     )

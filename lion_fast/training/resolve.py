@@ -8,7 +8,8 @@ import torch
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.kernels import resolve_impl
+from lion_fast.kernels import dense_obstacle, resolve_impl
+from lion_fast.models import STEM_CHANNELS, DeeplySupervised, DenseNetDS
 
 
 class Choice(NamedTuple):
@@ -27,12 +28,13 @@ class Resolved:
     loader: Literal["resident", "dali", "workers"]
     precision: Literal["fp32", "tf32", "bf16", "fp16"]
     impl: Literal["triton", "torch"]
+    backbone: Literal["fused", "modules"]
     reasons: dict[str, str]
 
     @property
     def compute_dtype(self) -> torch.dtype:
         """Dtype of convolutions and of the images fed to them."""
-        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
+        return _compute_dtype(self.precision)
 
     def to_dict(self) -> dict[str, str]:
         """Return the choices as strings, for summary.json."""
@@ -42,6 +44,7 @@ class Resolved:
             "loader": self.loader,
             "precision": self.precision,
             "impl": self.impl,
+            "backbone": self.backbone,
         }
 
 
@@ -55,11 +58,17 @@ def resolve(config: TrainConfig) -> Resolved:
         "precision": _precision(config, device),
         "impl": _impl(config, device),
     }
+    dtype = _compute_dtype(choices["precision"].value)
+    choices["backbone"] = _backbone(config, device, dtype)
     return Resolved(
         device=device,
         **{name: choice.value for name, choice in choices.items() if name != "device"},  # type: ignore[arg-type]
         reasons={name: choice.reason for name, choice in choices.items()},
     )
+
+
+def _compute_dtype(precision: str) -> torch.dtype:
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
 
 
 def _device(name: str) -> torch.device:
@@ -192,3 +201,69 @@ def _impl(config: TrainConfig, device: torch.device) -> Choice:
     if value == "triton":
         return Choice(value, "fused kernels run on this GPU")
     return Choice(value, "Triton needs a CUDA GPU of compute capability 7.0 or newer")
+
+
+def _backbone(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> Choice:
+    if config.backbone == "modules":
+        return Choice("modules", "asked for")
+    if config.backbone == "auto":
+        if config.arch != "densenet_ds":
+            return Choice(
+                "modules", f"the fused backbone is densenet_ds's, and this is {config.arch}"
+            )
+        # bench/bench_backbone.py will say.
+        return Choice("modules", "how long a step of backbone fused takes is not measured yet")
+    if config.arch != "densenet_ds":
+        raise _fused_refusal(f"it is densenet_ds's, and arch is {config.arch}")
+    if config.impl != "torch":
+        # The images are not known yet: a side that the kernels take.
+        sizes = (STEM_CHANNELS, config.growth_rate, config.block_layers)
+        _check_fused_kernels((32, 32), sizes, config.batch_size, device, dtype)
+    return Choice("fused", "asked for")
+
+
+def _fused_refusal(obstacle: str) -> UserError:
+    return UserError(f"backbone fused cannot run here: {obstacle}; take backbone modules")
+
+
+def check_backbone(
+    model: DeeplySupervised, image_size: tuple[int, int], batch_size: int, resolved: Resolved
+) -> None:
+    """Raise UserError where the fused backbone is resolved, and not for this model or its images.
+
+    image_size: (height, width).
+    """
+    if resolved.backbone != "fused":
+        return
+    if not isinstance(model, DenseNetDS) or type(model).taps is not DenseNetDS.taps:
+        raise _fused_refusal(f"it is densenet_ds's, and the model is {type(model).__name__}")
+    if resolved.impl == "triton":
+        sizes = (model.stem.out_channels, model.growth_rate, model.block_layers)
+        _check_fused_kernels(image_size, sizes, batch_size, resolved.device, resolved.compute_dtype)
+
+
+def _check_fused_kernels(
+    image_size: tuple[int, int],
+    sizes: tuple[int, int, int],
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Raise UserError where the kernels cannot run. sizes: stem channels, growth rate, layers."""
+    try:
+        resolve_impl("triton", device, dtype)
+    except ValueError as error:
+        reason = str(error).removeprefix("impl='triton' cannot run here: ").partition(";")[0]
+        raise _fused_refusal(f"{reason} (impl torch runs its reference)") from None
+    obstacle = dense_obstacle(
+        batch=batch_size,
+        height=image_size[0],
+        width=image_size[1],
+        stem_channels=sizes[0],
+        growth_rate=sizes[1],
+        block_layers=sizes[2],
+        capability=_capability(device) if device.type == "cuda" else None,
+        dtype=dtype,
+    )
+    if obstacle:
+        raise _fused_refusal(obstacle)

@@ -16,21 +16,30 @@ from lion_fast.data.plan import BatchPlan
 from lion_fast.errors import UserError
 from lion_fast.training.build import initialise, on_device
 from lion_fast.training.console import Console
+from lion_fast.training.engine import Engine
 from lion_fast.training.history import History
 from lion_fast.training.own import Own
 from lion_fast.training.record import RunRecord
-from lion_fast.training.resolve import Resolved
+from lion_fast.training.resolve import Resolved, check_backbone
 from lion_fast.training.resume import check_data, reopened
+from lion_fast.training.reuse import Prepared, StepCache, reuse_key
 from lion_fast.training.rundir import RunFolder
 from lion_fast.training.step import TrainStep
 
 
 @contextmanager
 def opened(
-    config: TrainConfig, resolved: Resolved, own: Own, resume: Path | str | None, screen: Console
+    config: TrainConfig,
+    resolved: Resolved,
+    own: Own,
+    resume: Path | str | None,
+    screen: Console,
+    reuse: StepCache | None = None,
 ) -> Iterator["Run"]:
     """Hold a new run folder, or go on with `resume`; nothing is written before all is checked.
 
+    A step that `reuse` holds for the like of `config` is taken from it; one that is resumed is set
+    up anew, because a checkpoint's optimizer state brings tensors of its own.
     Raises UserError on bad input; see `reopened`.
     """
     with ExitStack() as held:
@@ -38,25 +47,31 @@ def opened(
         checkpoint = earlier.checkpoint if earlier else None
         if checkpoint is not None:
             own.check_same_as(checkpoint.get("own", []), resume)
+        key = reuse_key(config, resolved, own) if reuse is not None else None
+        prepared = reuse.take(key) if reuse is not None and key and earlier is None else None
         with screen.stage(f"loading {config.dataset}"):
-            images = own.open_images(config, resolved)
+            images = prepared.images if prepared else own.open_images(config, resolved)
         if earlier is not None:
             check_data(images, earlier)
         plan = BatchPlan(images.num_train, config.batch_size, config.seed, config.crop_padding)
         started = time.perf_counter()
         model = on_device(own.network(config, images), resolved)
+        check_backbone(model, images.image_size, config.batch_size, resolved)
         folder = earlier.folder if earlier else held.enter_context(RunFolder.create(config))
         if checkpoint is None:
             with screen.stage(f"initialising ({config.init})"):
                 initialise(model, config, resolved, images, plan)
         init_seconds = time.perf_counter() - started
         step = TrainStep(model, config, resolved, own)
-        run = Run(config, resolved, images, plan, step, folder, own.names(), init_seconds)
+        run = Run(config, resolved, images, plan, step, folder, own.names(), init_seconds, prepared)
+        run.keeps = key is not None
         if checkpoint is not None:
             run.restore(checkpoint)
         if earlier is not None:
             folder.write_config(config)
         yield run
+        if reuse is not None and key and run.ready is not None:
+            reuse.keep(key, run.ready)
 
 
 class Run:
@@ -72,9 +87,13 @@ class Run:
         folder: RunFolder,
         own_parts: list[str],
         init_seconds: float,
+        prepared: Prepared | None = None,
     ) -> None:
         self.config, self.resolved, self.images, self.plan = config, resolved, images, plan
-        self.step, self.init_seconds = step, init_seconds
+        self.step, self.init_seconds = prepared.step if prepared else step, init_seconds
+        self._fresh, self._prepared = step, prepared
+        self.keeps = False
+        self.ready: Prepared | None = None
         num_aux = len(step.model.heads.aux)
         facts = {"own": own_parts, "data": images.facts().to_dict()}
         self.history = History(
@@ -98,8 +117,29 @@ class Run:
                 f" changed or another version wrote it ({str(error)[:200]}): start the run again"
             ) from None
 
+    @property
+    def reused(self) -> bool:
+        """Whether step, engine and images come from an earlier run."""
+        return self._prepared is not None
+
+    def restarted_engine(self, loader: Loader) -> Engine | None:
+        """Return the earlier run's engine, ready for this run's first step, if there is one."""
+        if self._prepared is None:
+            return None
+        self.step.become(self._fresh)
+        self._prepared.engine.restart(loader)
+        return self._prepared.engine
+
+    def keep(self, loader: Loader, engine: Engine) -> None:
+        """Offer what this run was set up with to runs after it."""
+        kept = loader if loader.walks_on_device else None
+        self.ready = Prepared(self.images, self.step, engine, kept)
+
     def loader(self) -> Loader:
-        """Return the loader of this run's batches; close it."""
+        """Return the loader of this run's batches; close it, unless it is kept."""
+        if self._prepared is not None and self._prepared.loader is not None:
+            self._prepared.loader.replan(self.plan)
+            return self._prepared.loader
         return make_loader(
             self.resolved.loader,
             self.images,

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from lion_fast.training.history import write_row
 from lion_fast.training.losses import LossOptions
 from lion_fast.training.own import DEFAULT, Own, starts_at_zero
 from lion_fast.training.resolve import Resolved
+from lion_fast.training.weight_casts import WeightCasts
 
 
 class TrainStep:
@@ -30,33 +32,38 @@ class TrainStep:
         self.optimizer = own.make_optimizer(model, config, resolved)
         self.scaler = torch.amp.GradScaler(device.type, enabled=resolved.precision == "fp16")
         self.loss = LossOptions.of(config)
-        self.steps_done = torch.zeros((), device=device)
+        self.steps_done = torch.zeros((), dtype=torch.int64, device=device)
+        self._one = torch.ones((), device=device)
         self._rates = _Rates(self.optimizer, own.lr_factors(config, device))
-        self._aux_weight_at = self.loss.aux_weight_schedule(device)
+        self._aux_weight = torch.full((), self.loss.aux_weight, device=device)
         self._batch_counts = BatchCounts(model)
+        # The fused backbone reads fp32 weights and casts them itself.
+        fused = resolved.backbone == "fused"
+        self._weight_casts = WeightCasts(model, torch.float32 if fused else resolved.compute_dtype)
         self._forward = _forward(model, self.loss, resolved)
 
-    def compile(self) -> None:
+    def compile(self, backend: Callable[..., Any] | str = "inductor") -> None:
         """Put forward and backward through torch.compile, as `nn.Module.compile` does, in place."""
         # A run has one shape; dynamic shapes would only come of other runs in this process.
-        self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False)
+        self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False, backend=backend)
 
     def __call__(self, batch: Batch, row: Tensor) -> None:
         """Train on `batch`; write what it measured before the update into `row` (1 + 2H,)."""
         aux_weight = self.next_aux_weight()
         self._rates.set(self.steps_done)
-        self.steps_done.add_(1)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._batch_counts.ahead():
+        with self._batch_counts.ahead(self.steps_done), self._weight_casts.in_place():
             losses = self._forward(batch.images, batch.labels, aux_weight)
-        self.scaler.scale(losses.loss).backward()
+        # Given its own seed, backward launches no fill for one.
+        self.scaler.scale(losses.loss).backward(self._one)
+        self._weight_casts.hand_back()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         write_row(row, losses)
 
     def next_aux_weight(self) -> Tensor:
         """Return the coming step's auxiliary weight ()."""
-        return self._aux_weight_at(self.steps_done)
+        return self.loss.aux_weight_at(self.steps_done, self._aux_weight)
 
     def state_dict(self) -> dict[str, object]:
         """Everything that training changes, as it stands."""
@@ -74,6 +81,27 @@ class TrainStep:
         self._rates.attach()
         self.scaler.load_state_dict(state["scaler"])
         self.steps_done.copy_(state["steps_done"])
+
+    @torch.no_grad()
+    def become(self, fresh: "TrainStep") -> None:
+        """Go on as `fresh`, a step of an equal `setup_key` that has done nothing yet.
+
+        Every tensor that compiled code or a captured graph may read keeps its address.
+        """
+        assert starts_at_zero(self.optimizer)
+        weights = fresh.model.state_dict()
+        for name, tensor in self.model.state_dict().items():
+            tensor.copy_(weights[name])
+        for entries in self.optimizer.state.values():
+            torch._foreach_zero_(list(entries.values()))
+        pairs = zip(self.optimizer.param_groups, fresh.optimizer.param_groups, strict=True)
+        for group, other in pairs:
+            group.update({name: value for name, value in other.items() if name != "params"})
+        self._rates.become(fresh._rates)
+        self.scaler.load_state_dict(fresh.scaler.state_dict())
+        self.loss = fresh.loss
+        self._aux_weight.copy_(fresh._aux_weight)
+        self.steps_done.zero_()
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:
@@ -133,6 +161,15 @@ class _Rates:
         for group, rate in zip(self._optimizer.param_groups, self._now, strict=False):
             group["lr"] = rate
 
+    def become(self, fresh: "_Rates") -> None:
+        """Take over the course of `fresh`, in the scalars that are here where there are any."""
+        self._full = fresh._full
+        if self._factors is not None and fresh._factors is not None:
+            self._factors.copy_(fresh._factors)
+        else:
+            self._factors, self._now = fresh._factors, fresh._now
+        self.attach()
+
     def set(self, steps_done: Tensor) -> None:
         """Write the rates of the step that follows `steps_done` (), without a host sync."""
         if self._factors is None:
@@ -164,7 +201,14 @@ def _forward(
         with autocast(resolved):
             return model.loss(images, labels, aux_weight, label_smoothing=smoothing, impl=impl)
 
-    return forward
+    def fused(images: Tensor, labels: Tensor, aux_weight: Tensor) -> HeadLosses:
+        with autocast(resolved):
+            pooled = model.pooled_taps(images, impl=impl)
+            return model.loss_from_pooled(
+                pooled, labels, aux_weight, label_smoothing=smoothing, impl=impl
+            )
+
+    return fused if resolved.backbone == "fused" else forward
 
 
 def made_current(device: torch.device) -> AbstractContextManager[object]:

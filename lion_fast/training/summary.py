@@ -51,6 +51,8 @@ class Summary:
     """Device, engine, loader, precision and impl that ran."""
     config: dict[str, Any]
     environment: dict[str, Any]
+    reused: bool = False
+    """Whether compiled code, graphs and data are those of an earlier run in the same process."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""

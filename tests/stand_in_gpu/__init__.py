@@ -22,8 +22,9 @@ What it sees, and refuses as CUDA does (order.c, memory.c):
                   capture that has ended; two captures joined; an end by another thread
   at any time     copies, fills, Triton's kernels and graphs that use freed device memory (a freed
                   address is never given out again); allocations past the GPU's memory; grids of
-                  0 or beyond 65,535 in y or z; pinned memory read before the host has waited for
-                  the copy into it (until then it holds NaN)
+                  0 or beyond 65,535 in y or z; cooperative grids with more threads than the GPU
+                  holds at once; pinned memory read before the host has waited
+                  for the copy into it (until then it holds NaN)
 One rule is stricter than CUDA's: the capturing thread may not use the legacy stream, where CUDA
 would run that work once, outside the graph.
 
@@ -33,7 +34,7 @@ occupancy, out-of-bounds accesses, races between kernels, pointers inside kernel
 libraries. Libraries that link the CUDA runtime statically (NVIDIA DALI) do not run on it.
 
 Knows the symbols that torch 2.14 for CUDA 13 calls on one GPU. Needs gcc, as Triton does, and the
-CUDA headers in Triton's wheel. Uses no API of torch or Triton.
+CUDA headers in the wheels of torch and Triton. Uses no API of torch or Triton.
 """
 
 from stand_in_gpu.cubin import Resources, resources

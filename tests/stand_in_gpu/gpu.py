@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -155,12 +156,22 @@ class Gpu:
         ctypes.c_void_p.in_dll(self._library, "stand_in_on_launch").value = address
 
 
+def _header_folders() -> list[str]:
+    """Return gcc's arguments: torch's CUDA headers, then Triton's, which has all of them.
+
+    Triton 3.6 brings those of CUDA 12, and a struct of the runtime that torch reads has changed.
+    """
+    torch = importlib.util.find_spec("torch")
+    assert torch is not None and torch.origin is not None, "the stand-in needs torch"
+    theirs = Path(torch.origin).parents[1] / "nvidia/cu13/include"
+    return [f"-I{theirs}", f"-I{triton_folder() / 'backends/nvidia/include'}"]
+
+
 def library() -> Path:
     """Return the compiled stand-in; gcc takes two seconds when the sources are new."""
     sources = sorted(_SOURCES.glob("*.c"))
-    include = triton_folder() / "backends/nvidia/include"
     command = [
-        "gcc", "-shared", "-fPIC", "-O1", "-w", "-fno-strict-aliasing", f"-I{include}",
+        "gcc", "-shared", "-fPIC", "-O1", "-w", "-fno-strict-aliasing", *_header_folders(),
         "-Wl,-soname,libcuda.so.1", *map(str, sources), "-ldl", "-lpthread",
     ]  # fmt: skip
     digest = hashlib.sha256(" ".join(command).encode())

@@ -140,16 +140,34 @@ int cuLaunchKernel(Function *f, unsigned gx, unsigned gy, unsigned gz, unsigned 
                    unsigned bz, unsigned shared, void *stream, void **params, void **extra) {
   return launch(f, (unsigned[]){gx, gy, gz}, (unsigned[]){bx, by, bz}, shared, stream, params);
 }
+typedef struct {
+  int id, pad, value, rest[15];
+} LaunchAttribute; /* CUlaunchAttribute */
+typedef struct {
+  unsigned grid[3], block[3], shared;
+  void *stream;
+  const LaunchAttribute *attributes;
+  unsigned num_attributes;
+} LaunchConfig; /* CUlaunchConfig */
+
+/* Blocks that wait for each other have to be on the GPU at once. Registers are not looked at. */
+static int check_cooperative(const unsigned *grid, const unsigned *block) {
+  uint64_t threads = (uint64_t)block[0] * block[1] * block[2];
+  uint64_t room = attribute(16) * (attribute(39) / (threads ? threads : 1));
+  if ((uint64_t)grid[0] * grid[1] * grid[2] <= room) return 0;
+  return refuse(COOPERATIVE_LAUNCH_TOO_LARGE, "a cooperative grid that does not fit the GPU");
+}
+int cuLaunchKernelEx(const LaunchConfig *c, Function *f, void **params, void **extra) {
+  int error = 0;
+  for (unsigned i = 0; i < c->num_attributes; i++) /* CU_LAUNCH_ATTRIBUTE_COOPERATIVE */
+    if (c->attributes[i].id == 2 && c->attributes[i].value)
+      error = check_cooperative(c->grid, c->block);
+  return error ? error : launch(f, c->grid, c->block, c->shared, c->stream, params);
+}
 int cuLaunchCooperativeKernel(Function *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
                               unsigned by, unsigned bz, unsigned shared, void *stream,
                               void **params) {
-  return launch(f, (unsigned[]){gx, gy, gz}, (unsigned[]){bx, by, bz}, shared, stream, params);
-}
-typedef struct {
-  unsigned grid[3], block[3], shared;
-  void *stream, *attributes;
-  unsigned num_attributes;
-} LaunchConfig; /* CUlaunchConfig */
-int cuLaunchKernelEx(const LaunchConfig *c, Function *f, void **params, void **extra) {
-  return launch(f, c->grid, c->block, c->shared, c->stream, params);
+  LaunchAttribute cooperative = {.id = 2, .value = 1};
+  LaunchConfig config = {{gx, gy, gz}, {bx, by, bz}, shared, stream, &cooperative, 1};
+  return cuLaunchKernelEx(&config, f, params, 0);
 }
