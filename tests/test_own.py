@@ -135,6 +135,8 @@ def test_a_schedule_scales_the_learning_rate_of_each_step(config):
         ({"model": Plain(5)}, "model tells 5 classes apart, but squares has 2"),
         ({"optimizer": lambda parameters: 3}, "optimizer made a int"),
         ({"schedule": lambda step: -1.0}, "schedule gives -1.0 at step 0"),
+        ({"schedule": lambda step: "fast"}, "schedule gives 'fast' at step 0"),
+        ({"images": [1, 2]}, "images is a list: make a set of it with ImageSet.from_tensors"),
     ],
 )
 def test_what_is_of_no_use_is_said_in_one_line_and_leaves_no_folder(config, own, words):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +44,15 @@ class Own:
             raise UserError(f"{run} was not trained with an own {name}: leave {name}= out")
 
     def described(self, config: TrainConfig) -> TrainConfig:
-        """Return `config` with the name of own images as its dataset."""
-        return config if self.images is None else replace(config, dataset=self.images.name)
+        """Return `config` with the name of own images as its dataset; check that they are a set."""
+        if self.images is None:
+            return config
+        if not hasattr(self.images, "facts"):
+            raise UserError(
+                f"images is a {type(self.images).__name__}: make a set of it with"
+                " ImageSet.from_tensors or ImageSet.from_datasets"
+            )
+        return replace(config, dataset=self.images.name)
 
     def open_images(self, config: TrainConfig, resolved: Resolved) -> DataSet:
         """Return the run's images."""
@@ -98,13 +106,14 @@ class Own:
             if config.schedule == "constant":
                 return None
             schedule = partial(rate_factor, config)
-        factors = []
+        factors: list[float] = []
         for step in range(config.max_steps):
-            factors.append(float(schedule(step)))
-            if not 0 <= factors[-1] < float("inf"):
+            factor = schedule(step)
+            if not isinstance(factor, Real | Tensor) or not 0 <= factor < float("inf"):
                 raise UserError(
-                    f"schedule gives {factors[-1]} at step {step}: give a finite factor, at least 0"
+                    f"schedule gives {factor!r} at step {step}: give a finite factor, at least 0"
                 )
+            factors.append(float(factor))
         # CUDA's fused kernels read a float32 rate; on the CPU a factor of 1 changes no bit.
         dtype = torch.float32 if device.type == "cuda" else torch.float64
         return torch.tensor(factors, dtype=dtype, device=device)

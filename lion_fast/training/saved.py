@@ -101,12 +101,14 @@ def load_run(run: Path | str, *, device: str = "auto") -> LoadedRun:
 
 
 def predict(
-    run: Path | str, images: Sequence[Path | str], *, device: str = "auto"
+    run: Path | str, images: Sequence[Path | str] | Path | str, *, device: str = "auto"
 ) -> list[Prediction]:
-    """Return what the run's network takes each image file for, in fp32.
+    """Return what the run's network takes each image file, or the one, for, in fp32.
 
     Raises UserError as `load_run` does, and on an image that cannot be read.
     """
+    if isinstance(images, str | Path):
+        images = [images]
     model, transform, classes = load_run(run, device=device)
     for image in images:
         if not Path(image).is_file():
