@@ -25,6 +25,7 @@ from lion_fast.training.own import MakeModel, MakeOptimizer, Own, Schedule
 from lion_fast.training.probe import probe_gradients
 from lion_fast.training.progress import Reporter, Steady, farewell
 from lion_fast.training.resolve import resolve
+from lion_fast.training.resume import in_its_precision
 from lion_fast.training.reuse import StepCache
 from lion_fast.training.run import Run, opened
 from lion_fast.training.rundir import anchored
@@ -63,7 +64,7 @@ def train(
     config = own.described(anchored(config))
     screen = Steady(console or Silent())
     with StopSignals() as signals, closing(screen), memory_advice(config):
-        resolved = resolve(config)
+        resolved = resolve(in_its_precision(config, resume))
         picked = "  ".join(f"{name} {value}" for name, value in resolved.to_dict().items())
         screen.say([f"{config.dataset}  {config.arch}  {config.init}  seed {config.seed}", picked])
         with (
