@@ -236,9 +236,11 @@ def _study(arguments: Sequence[str]) -> int:
     elif parsed.status:
         say("\n".join(status_lines(study, parsed.out)))
     elif parsed.dry_run:
-        from lion_fast.study.check import obstacle_lines
+        from lion_fast.study.check import obstacle_lines, setup_line
+        from lion_fast.study.status import cells_to_run
 
-        say("\n".join([*status_lines(study, parsed.out), *obstacle_lines(study)]))
+        setups = setup_line(cells_to_run(study, parsed.out))
+        say("\n".join([*status_lines(study, parsed.out), setups, *obstacle_lines(study)]))
     elif parsed.power:
         from lion_fast.report.by_seed import power_lines
         from lion_fast.report.results import read_study
