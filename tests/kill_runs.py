@@ -89,6 +89,7 @@ def spawned(arguments: list[str], folder: Path, kill: tuple[signal.Signals, floa
 def _become(arguments: list[str], folder: Path) -> None:
     code = 1
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
         os.setsid()
         for name, descriptor in (("out", 1), ("err", 2)):
             file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
