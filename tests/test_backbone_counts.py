@@ -8,11 +8,9 @@ from collections import Counter
 
 import pytest
 import torch
+from _dense_traffic import launch_bytes, scratch_bytes
 from stand_in import TESTS, needs_stand_in
 from test_counts import PINNED, version
-
-sys.path.insert(0, str(TESTS.parent / "bench"))
-from _dense_traffic import launch_bytes, scratch_bytes
 
 from lion_fast.kernels.dense.aot import DENSENET, step_cases, step_names
 

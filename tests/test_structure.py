@@ -140,3 +140,16 @@ def test_no_module_imports_itself_in_a_circle():
     assert "lion_fast.kernels.dispatch" in edges["lion_fast.kernels.heads.op"]
     order = TopologicalSorter(edges)
     order.prepare()  # raises CycleError, which names the circle
+
+
+def test_no_test_or_benchmark_file_changes_the_import_path():
+    """The settings of pytest do that for all; scripts that run by themselves are other files."""
+    files = [*(ROOT / "tests").glob("test_*.py"), *(ROOT / "bench").glob("bench_*.py")]
+    changing = {
+        name(path)
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path"
+    }
+    # Its worker is a script of its own, which loads the stand-in where it is started from.
+    assert changing <= {"bench/bench_counts.py"}

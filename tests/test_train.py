@@ -168,6 +168,19 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(conf
     assert train(replace(config, checkpoint_every=5), resume=run).steps == 30
 
 
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({}, "lower --lr; no checkpoint"),
+        ({"precision": "bf16"}, "lower --lr, or take --precision fp32; no checkpoint"),
+        ({"optimizer": "muon"}, "lower --lr or --muon-lr; no checkpoint"),
+    ],
+)
+def test_the_advice_on_a_non_finite_loss_is_not_what_the_run_has_already(config, changes, remedy):
+    with pytest.raises(UserError, match=remedy):
+        train(replace(config, **changes, lr=1e30, muon_lr=1e30))
+
+
 def test_running_out_of_memory_says_what_to_lower(config, monkeypatch):
     def greedy(self, batch, row):
         torch.empty(1 << 60)

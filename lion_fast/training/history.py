@@ -135,7 +135,7 @@ class NonFiniteLoss(UserError):
 
     def __init__(self, step: int, loss: float) -> None:
         self.step = step
-        super().__init__(f"loss is {loss} at step {step}: lower --lr, or take --precision fp32")
+        super().__init__(f"loss is {loss} at step {step}")
 
 
 def record_columns(num_heads: int) -> list[str]:

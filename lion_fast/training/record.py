@@ -68,7 +68,7 @@ class RunRecord:
             kept = "no checkpoint was written yet"
             if self.saved_step is not None:
                 kept = f"the checkpoint of step {self.saved_step} is kept in {self.folder.path}"
-            raise UserError(f"{error}; {kept}") from None
+            raise UserError(f"{error}: {self._remedy()}; {kept}") from None
         finally:
             for record in self.history.records[done:]:
                 self._logs["metrics"].append(record_values(self.history, record))
@@ -76,6 +76,13 @@ class RunRecord:
                     accuracy = self.history.accuracy(record)
                     self._tensorboard.add_scalar("train/loss", record.loss, record.step)
                     self._tensorboard.add_scalar("train/accuracy", accuracy, record.step)
+
+    def _remedy(self) -> str:
+        """Return what may keep the loss finite, of what this run has not got already."""
+        rates = "--lr or --muon-lr" if self.config.optimizer == "muon" else "--lr"
+        if self._facts.get("precision") == "fp32":
+            return f"lower {rates}"
+        return f"lower {rates}, or take --precision fp32"
 
     def is_validated(self, step: int) -> bool:
         """Whether the newest validation is that of `step`."""
