@@ -176,7 +176,8 @@ def _study_kept(folder: Path) -> int:
 
 
 def _study_result(folder: Path) -> object:
-    left_out = TIME_KEYS | TIME_COLUMNS | {"reused"}  # how a run was set up, not what it gave
+    # Times, and how a run was set up: not what it gave.
+    left_out = TIME_KEYS | TIME_COLUMNS | {"val_seconds", "reused"}
     return [
         [{k: v for k, v in row.items() if k not in left_out} for row in rows]
         for rows in _exported(folder)
