@@ -7,7 +7,7 @@ EXTRAS ?= dali,tensorboard,dev
 WANTED := $(CURDIR) $(EXTRAS) $(shell cat setup.py constraints.txt | sha256sum | cut -c1-16)
 STAMP := $(VENV)/.lion-fast
 
-.PHONY: setup ready run test lint format bench bench-report bench-compare gpu clean
+.PHONY: setup ready run test lint format bench bench-report studies-report bench-compare gpu clean
 
 setup:
 	test -x $(BIN)/python || $(PYTHON3) -m venv $(VENV)
@@ -40,7 +40,11 @@ bench: ready
 
 # Renders every committed result.
 bench-report: ready
-	cd bench && $(abspath $(BIN))/python -m report results/*.json --counts results/counts/*.json
+	cd bench && $(abspath $(BIN))/python -m report results/*.json --counts results/counts/[AHV]100.json
+
+# Renders every committed study, and what of the paper has not been run.
+studies-report: ready
+	$(BIN)/python bench/studies_report.py
 
 # Fails when a median is more than 10 % above that of the JSON file BASE, from the same machine.
 bench-compare: ready

@@ -2,6 +2,7 @@
 
     python bench/bench_counts.py --out FILE                  # both networks on three cards
     python bench/bench_counts.py --card H100 --arch resnet_ds --out FILE
+    python bench/bench_counts.py --card H100 --optimizer muon --out FILE
     python bench/bench_counts.py --card H100 --tiny --out FILE            # as the test does
 
 Nothing here is a time: no kernel runs. PyTorch, Inductor and CUDA graph capture are real, the GPU
@@ -53,17 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--card", choices=PRECISION, action="append")
     parser.add_argument("--arch", choices=ARCHS, action="append")
+    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="adamw")
     parser.add_argument("--tiny", action="store_true", help="a small network on 8x8 images")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     cards, archs = options.card or list(PRECISION), options.arch or list(ARCHS)
     if options.worker:
-        print(json.dumps(count_card(cards[0], archs[0], options.tiny)))
+        print(json.dumps(count_card(cards[0], archs[0], options.optimizer, options.tiny)))
         return 0
+    common = ["--optimizer", options.optimizer, *(["--tiny"] if options.tiny else [])]
     found = []
     for card, arch in itertools.product(cards, archs):
-        shape = ["--card", card, "--arch", arch, *(["--tiny"] if options.tiny else [])]
+        shape = ["--card", card, "--arch", arch, *common]
         command = [sys.executable, __file__, "--worker", *shape, "--out", "-"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found.append(json.loads(done.stdout.splitlines()[-1]))
@@ -71,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def count_card(card: str, arch: str, tiny: bool) -> dict[str, Any]:
+def count_card(card: str, arch: str, optimizer: str, tiny: bool) -> dict[str, Any]:
     """Return the counts of every engine on `card`, each in a fork that starts from nothing."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     import stand_in_gpu
@@ -84,8 +87,9 @@ def count_card(card: str, arch: str, tiny: bool) -> dict[str, Any]:
     import triton
 
     engines = {}
-    for engine in ENGINES:
-        outcome = in_own_process(count_engine, gpu, engine, PRECISION[card], arch, tiny)
+    # A loop by hand has AdamW alone.
+    for engine in ENGINES if optimizer == "adamw" else ENGINES[1:]:
+        outcome = in_own_process(count_engine, gpu, engine, PRECISION[card], arch, optimizer, tiny)
         if "result" not in outcome:
             raise RuntimeError(f"{card} {engine}: {outcome}")
         engines[engine] = outcome["result"]
@@ -93,6 +97,7 @@ def count_card(card: str, arch: str, tiny: bool) -> dict[str, Any]:
         "card": card,
         "precision": PRECISION[card],
         "arch": arch,
+        "optimizer": optimizer,
         "batch_size": TINY["batch_size"] if tiny else 128,
         "torch": torch.__version__.partition("+")[0],
         "triton": triton.__version__,
@@ -100,7 +105,9 @@ def count_card(card: str, arch: str, tiny: bool) -> dict[str, Any]:
     }
 
 
-def count_engine(gpu: Any, engine: str, precision: str, arch: str, tiny: bool) -> dict[str, Any]:
+def count_engine(
+    gpu: Any, engine: str, precision: str, arch: str, optimizer: str, tiny: bool
+) -> dict[str, Any]:
     """Return the counts of one engine's step, after the warm-up."""
     import torch
     from _training import Training
@@ -115,7 +122,7 @@ def count_engine(gpu: Any, engine: str, precision: str, arch: str, tiny: bool) -
         "engine": "eager" if engine == "loop" else "graph" if is_graph else engine,
         "fewer_launches": engine == "graph-fewer", "precision": precision, "arch": arch,
         "device": "cuda", "loader": "resident", "impl": "triton", "steps_per_replay": 1,
-        "init": "he",
+        "init": "he", "optimizer": optimizer,
     }  # fmt: skip
     config = TrainConfig(**settings | (TINY if tiny else {}))
     training = Training(config, noise(8 if tiny else 32), num_steps=8)

@@ -86,8 +86,9 @@ class _StudyArguments:
     """Run a grid of runs with several seeds; started again, it runs only what is missing."""
 
     study: tyro.conf.Positional[str]
-    """quickstart, table1, table2, table6, headline, table7, gradinit, figure1, alpha, warmup,
-    boundary, sensitivity, exits, reduced-boundary, reduced-sensitivity, or a TOML file."""
+    """quickstart, table1, table2, table6, headline, after_3000, table7, gradinit, figure1,
+    proposition2, alpha, warmup, boundary, sensitivity, exits, reduced-boundary,
+    reduced-sensitivity, speedrun, speedrun_init, speedrun_bf16, or a TOML file."""
     seeds: tuple[int, ...] | None = None
     """Seeds of every variant, such as 42 123. Default: the study's."""
     jobs: int = 1
@@ -127,6 +128,8 @@ class _ReportArguments:
     """Names or TOML files of studies that have run."""
     out: Path = Path("report")
     """Folder for studies.md, .html, .json and the pictures."""
+    whole_paper: bool = False
+    """Also list the paper's statements that these studies do not test, and what each would cost."""
     studies: Path = Path("studies")
     """Folder that holds the studies' folders: --out of lion-fast study."""
 
@@ -236,9 +239,11 @@ def _study(arguments: Sequence[str]) -> int:
     elif parsed.status:
         say("\n".join(status_lines(study, parsed.out)))
     elif parsed.dry_run:
-        from lion_fast.study.check import obstacle_lines
+        from lion_fast.study.check import obstacle_lines, setup_line
+        from lion_fast.study.status import cells_to_run
 
-        say("\n".join([*status_lines(study, parsed.out), *obstacle_lines(study)]))
+        setups = setup_line(cells_to_run(study, parsed.out))
+        say("\n".join([*status_lines(study, parsed.out), setups, *obstacle_lines(study)]))
     elif parsed.power:
         from lion_fast.report.by_seed import power_lines
         from lion_fast.report.results import read_study
@@ -302,7 +307,9 @@ def _report(arguments: Sequence[str]) -> int:
 
     names = dict.fromkeys(parsed.subjects)
     written = report_studies(
-        [read_study(find_study(name), parsed.studies) for name in names], parsed.out
+        [read_study(find_study(name), parsed.studies) for name in names],
+        parsed.out,
+        whole_paper=parsed.whole_paper,
     )
     say("\n".join(map(str, written)))
     return 0

@@ -18,7 +18,7 @@ LoaderName = Literal["auto", "resident", "dali", "workers"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 BackboneName = Literal["auto", "fused", "modules"]
 BatchNorm = Literal["global", "local"]
-OptimizerName = Literal["adamw", "muon"]
+OptimizerName = Literal["adamw", "muon", "sgd"]
 ScheduleName = Literal["constant", "linear"]
 # Spelled again in kernels/dispatch.py, which must not import this package; a test holds the two
 # together.
@@ -92,10 +92,10 @@ class TrainConfig:
     label_smoothing: float = numbers(0.0)
     """Cross-entropy label smoothing, from 0 up to but excluding 1."""
     optimizer: OptimizerName = numbers("adamw")
-    """AdamW for every parameter, or Muon (orthogonalised momentum) for the backbone's convolutions
-    and matrices and AdamW for heads, norms and biases."""
+    """AdamW for every parameter; Muon (orthogonalised momentum) for the backbone's convolutions and
+    matrices and AdamW for heads, norms and biases; or sgd: lr times the gradient, nothing else."""
     lr: float = numbers(5e-3)
-    """AdamW learning rate; the default was calibrated, see README."""
+    """Learning rate of AdamW and of sgd; the default was calibrated for AdamW, see README."""
     weight_decay: float = numbers(0.05)
     """AdamW decoupled weight decay."""
     muon_lr: float = numbers(0.02)

@@ -8,6 +8,7 @@ RESOLVED = {
     "engine": "eager",
     "loader": "resident",
     "precision": "fp32",
+    "backbone": "modules",
     "impl": "torch",
 }
 

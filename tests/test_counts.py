@@ -25,13 +25,13 @@ COMPILED_BYTES = {"forward": 3017042, "backward": 5406712}
 EXPECTED = {
     "loop": ((0, 0, 132, 26), 158, {"step": 11413446}),
     "eager": (
-        (4, 0, 76, 17),
-        97,
-        {"backward": 6619886, "forward": 4149270, "optimizer": 83520, "other": 298948},
+        (4, 0, 74, 17),
+        95,
+        {"backward": 6619878, "forward": 4149270, "optimizer": 83520, "other": 298956},
     ),
-    "compile": ((4, 53, 12, 17), 86, COMPILED_BYTES),
-    "graph": ((4, 53, 12, 17), 1, COMPILED_BYTES),
-    "graph-fewer": ((4, 43, 14, 17), 1, {"forward": 2568442, "backward": 4151312}),
+    "compile": ((4, 53, 10, 17), 84, COMPILED_BYTES),
+    "graph": ((4, 53, 10, 17), 1, COMPILED_BYTES),
+    "graph-fewer": ((4, 43, 12, 17), 1, {"forward": 2568442, "backward": 4151312}),
 }
 
 

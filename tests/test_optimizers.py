@@ -77,6 +77,20 @@ def test_steps_are_the_textbook_s_muon_and_torch_s_adamw(arch):
         torch.testing.assert_close(mine, parameter, rtol=1e-4, atol=2e-5, msg=name)
 
 
+def test_sgd_subtracts_the_rate_times_the_gradient_and_nothing_else():
+    config = dataclasses.replace(MUON, optimizer="sgd", weight_decay=0.5)
+    model = with_gradients(config)
+    optimizer = optimizer_of(model, config)
+    for _ in range(3):
+        before = copies(model)
+        draw_gradients(model)
+        optimizer.step()
+        for name, parameter in model.named_parameters():
+            expected = before[name] - config.lr * parameter.grad
+            torch.testing.assert_close(parameter, expected, rtol=1e-6, atol=1e-7, msg=name)
+    assert not optimizer.state
+
+
 def test_a_step_whose_gradients_overflowed_changes_nothing():
     model = with_gradients(MUON)
     optimizer = optimizer_of(model)
@@ -139,7 +153,7 @@ def test_a_linear_schedule_rises_falls_and_stays():
     assert Own().lr_factors(TrainConfig(), torch.device("cpu")) is None
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_a_scheduled_run_resumes_bit_for_bit(optimizer, tmp_path):
     config = dataclasses.replace(
         MUON, optimizer=optimizer, out=tmp_path, schedule="linear", lr_warmup_steps=3,
@@ -176,7 +190,7 @@ def test_compiled_steps_use_the_same_optimizer():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"optimizer": "sgd"}, "optimizer is 'sgd': take one of adamw, muon"),
+        ({"optimizer": "lion"}, "optimizer is 'lion': take one of adamw, muon, sgd"),
         ({"muon_lr": 0}, "muon_lr is 0: give a positive learning rate"),
         ({"muon_momentum": 1}, "muon_momentum is 1.0: it must be below 1"),
         ({"lr_floor": 2, "schedule": "linear"}, "lr_floor is 2.0: it must be at most 1"),

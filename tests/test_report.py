@@ -261,6 +261,18 @@ def test_a_users_own_grid_shows_its_axes_and_nothing_of_the_papers(tmp_path):
     assert "bench_overhead" not in text
 
 
+def test_the_price_of_an_initialisation_is_told_in_steps(tmp_path):
+    def priced(config):
+        return {"init_seconds": 39.0 if config.init == "gradinit" else 0.01}
+
+    fill(STUDIES["gradinit"], tmp_path, priced)
+    report(tmp_path, "gradinit")
+    # At 100 ms a step.
+    times = page(tmp_path).partition("#### Time")[2]
+    assert line_of(times, "| gradinit ").endswith("| 390.0 |")
+    assert line_of(times, "| he ").endswith("| 0.1 |")
+
+
 def test_runs_too_short_to_reach_a_target_have_no_table_of_steps(tmp_path):
     study = STUDIES["figure1"].override(seeds=(42, 123))
 
@@ -290,6 +302,23 @@ def test_gradient_ratios_are_shown_with_the_growth_of_the_heads(tmp_path):
     line = line_of(page(tmp_path), "lion_dg gradient_ratio_every=1 ", "1.000 |")
     assert "| 42 | 0.00 | 0.250 | 0.250 (20) | 0.125, 1.000 | 0.125, 1.000 |" in line
     assert (tmp_path / "report" / "figure1_gradients.png").exists()
+
+
+def test_the_growth_of_heads_under_descent_stands_beside_its_line(tmp_path):
+    study = STUDIES["proposition2"].override(seeds=(42,))
+
+    def probed(config):
+        norms = [0.01 * t if t < 5 else 0.04 for t in range(20)]
+        return {"tables": {"metrics": metrics([None] * 20), "probes": probes(norms, norms)}}
+
+    fill(study, tmp_path, probed)
+    assert report(tmp_path, "proposition2") == 0
+    # C = norm after one update / lr; after 5 updates the norm stands still, 20 % below the line.
+    text = " ".join(page(tmp_path).split())
+    sampled = "batch_size=128 train_fraction=1.0 max_steps=100"
+    assert f"sgd {sampled} | 0 | 1 | 2.00 | 19 | 5 | 0.211 |" in text
+    assert f"adamw {sampled} | 0 | 1 | – | 19 | 5 | 0.211 |" in text
+    assert (tmp_path / "report" / "proposition2_growth.png").exists()
 
 
 def test_settings_stand_side_by_side_with_the_spread_of_each_method(tmp_path):

@@ -13,7 +13,7 @@ RUNS = {
         'compile/tf32/resnet_ds/resident/placement="residual"/fewer_launches=true',
         'graph/bf16/densenet_ds/workers/optimizer="muon"/schedule="linear"/lr_warmup_steps=9',
         "graph-eager/bf16/densenet_ds/resident/crop_padding=2",
-        "graph-eager/fp16/resnet_ds/resident",
+        'graph-eager/fp16/resnet_ds/resident/optimizer="sgd"/schedule="linear"/lr_warmup_steps=9',
     ),
     "A100": (
         'eager/tf32/densenet_ds/resident/impl="torch"',

@@ -228,6 +228,30 @@ def test_corollary_1_holds_where_some_ramp_takes_as_many_steps(tmp_path, nearest
     assert "nearest ramp (300 steps)" in found.evidence
 
 
+@pytest.mark.parametrize(
+    ("of_lion", "expected", "n"),
+    [
+        ({42: 20, 123: 40, 456: 60}, "reproduced", 3),
+        ({42: 300, 123: 120, 456: 200}, "not reproduced", 3),
+        ({42: 20, 123: 40, 456: 200}, "undecided", 3),
+        ({42: 20}, "not tested", 0),
+    ],
+)
+def test_no_tuning_is_needed_where_steps_spread_less_with_every_seed(
+    tmp_path, of_lion, expected, n
+):
+    def result(config):
+        spread = 100 if config.init == "he" else of_lion.get(config.seed)
+        if spread is None:
+            return None
+        return {"steps_to_target": round(1000 + spread * 2.5 * (config.aux_weight - 0.3))}
+
+    found = verdict(judged(tmp_path, "alpha", result), "Section 4.5")
+    assert (found.verdict, found.n) == (expected, n)
+    if expected == "reproduced":
+        assert found.figure == "spread 4.0 % against 10.0 %"
+
+
 def figure1(tmp_path, *, first=0.0, norm=lambda step: 0.01 * step, ratio=lambda step: step / 200):
     """The judgements on LION-DG runs with these gradients; He-init's ratio is 0.6 all along."""
 
@@ -257,6 +281,53 @@ def test_proposition_1_allows_no_gradient_at_all(tmp_path):
 def test_proposition_2_does_not_hold_for_norms_that_level_off(tmp_path):
     found = verdict(figure1(tmp_path, norm=lambda step: min(step, 10) / 10), "Proposition 2")
     assert found.verdict == "not reproduced"
+
+
+def descent(tmp_path, norm, *, num_steps=200):
+    """The judgements on runs of gradient descent whose heads have this norm after t updates."""
+
+    def result(config):
+        norms = [norm(t) for t in range(num_steps)]
+        return {"tables": {"metrics": metrics([None] * 4), "probes": probes(norms, norms)}}
+
+    return judged(tmp_path, "proposition2", result)
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected", "words"),
+    [
+        (lambda t: 0.02 * t, "reproduced", "by 0.0 % at most in 100 steps; 0 of 3 heads leave"),
+        # Only after the first 100 steps.
+        (lambda t: 0.02 * t - 1e-5 * t * t, "reproduced", "3 of 3 heads leave it, after 201 to"),
+        (lambda t: 0.02 * t**0.9, "not reproduced", "3 of 3 heads leave it, after 3 to 3 updates"),
+    ],
+)
+def test_proposition_2_as_stated_asks_for_the_predicted_slope(tmp_path, norm, expected, words):
+    judgements = descent(tmp_path, norm, num_steps=300)
+    found = verdict(judgements, "as stated", "128")
+    assert (found.verdict, found.n) == (expected, 3)
+    assert words in found.evidence
+
+
+def test_a_line_is_undecided_until_every_seed_has_run(tmp_path):
+    table = probes([0.02 * t for t in range(200)], [0.02 * t for t in range(200)])
+
+    def result(config):
+        tables = {"metrics": metrics([None] * 4), "probes": table}
+        return {"tables": tables} if config.seed == 42 else None
+
+    found = verdict(judged(tmp_path, "proposition2", result), "as stated", "120")
+    assert (found.verdict, found.n) == ("undecided", 1)
+
+
+def test_a_line_of_too_few_steps_is_not_tested(tmp_path):
+    judgements = descent(tmp_path, lambda t: t, num_steps=60)
+    assert verdict(judgements, "as stated", "120").verdict == "not tested"
+
+
+def test_heads_that_do_not_start_at_zero_have_no_line(tmp_path):
+    judgements = descent(tmp_path, lambda t: 1 + t)
+    assert verdict(judgements, "as stated", "120").verdict == "not tested"
 
 
 @pytest.mark.parametrize(

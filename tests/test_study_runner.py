@@ -502,8 +502,9 @@ def test_a_dry_run_writes_nothing(tmp_path, capsys):
     arguments = ["--dry-run", "--out", str(out), "--data-dir", str(tmp_path)]
     assert main(["study", "table1", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 49
-    assert lines[-1] == "table1: 48 runs: 48 missing"
+    assert len(lines) == 50
+    assert lines[-2] == "table1: 48 runs: 48 missing"
+    assert lines[-1] == "set-ups: 4 a worker for 48 runs, the rest is reused"
     assert not out.exists()
 
 
@@ -522,7 +523,7 @@ def test_a_dry_run_says_what_cannot_run(tmp_path, capsys):
     )
     arguments = ["--dry-run", "--out", str(tmp_path / "out"), "--data-dir", str(tmp_path)]
     assert main(["study", str(path), *arguments]) == 0
-    said = capsys.readouterr().out.splitlines()[11:]
+    said = capsys.readouterr().out.splitlines()[12:]
     assert [line.partition(":")[0].split(" seed")[0] for line in said] == [
         "2 runs, he graph",
         "2 runs, he residual",
@@ -590,6 +591,9 @@ def test_a_real_study_runs_end_to_end(tmp_path, stripes, capsys):
     with open(tmp_path / "csv" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["1", "2", "3"] * 4
+    with open(tmp_path / "csv" / "summaries.csv", newline="") as file:
+        reused = [row["reused"] for row in csv.DictReader(file) if not row["error"]]
+    assert sorted(reused) == ["False", "True", "True", "True"]  # one worker, one shape
     first = {row["init"]: float(row["gradient_ratio"]) for row in rows if row["step"] == "1"}
     assert first["lion_dg"] == 0 < first["he"]  # Proposition 1, through the whole machinery
 

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..dispatch import Impl, resolve_impl
 from .launch import COEFFICIENTS, EPS, ITERATIONS, MAX_ROWS, muon_launch, scale_of
@@ -92,6 +93,11 @@ def _(weights, grads, averages, lr, momentum, weight_decay):
     return None
 
 
+# Matrices that the kernel leaves, of up to so many rows, iterate together: their launches cost more
+# than what padding adds.
+_PADDED = 64
+
+
 def _grouped_(
     weights: list[Tensor],
     grads: list[Tensor],
@@ -100,22 +106,55 @@ def _grouped_(
     momentum: float,
     weight_decay: float,
 ) -> None:
-    """Update matrices by batched products: those of as many rows share every iteration."""
+    """Update matrices by batched products: those of one shape, and of as many rows, share them."""
     torch._foreach_lerp_(averages, grads, 1 - momentum)
     aheads = torch._foreach_lerp(grads, averages, momentum)
     if weight_decay:
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
-    groups = defaultdict(list)
-    for weight, ahead in zip(weights, aheads, strict=True):
-        groups[min(weight.shape)].append((weight, ahead, scale_of(weight)))
-    for group in groups.values():
-        # (n, m) with n <= m
-        wide = [(w.T, u.T, s) if len(w) > w.shape[1] else (w, u, s) for w, u, s in group]
-        gram = torch.stack([u @ u.T for _, u, _ in wide])
-        square = gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(EPS**2)
-        q = _polynomial(gram / square[:, None, None])
-        for (weight, ahead, scale), matrix, norm in zip(wide, q, square.sqrt(), strict=True):
-            weight.addmm_(matrix * (-scale * lr / norm), ahead)
+    of_shape = defaultdict(list)
+    for index, weight in enumerate(weights):
+        of_shape[weight.shape].append(index)
+    of_rows = defaultdict(list)
+    for shape, indices in of_shape.items():
+        # (k, rows, columns); one matrix needs no copy.
+        single = len(indices) == 1
+        stack = aheads[indices[0]][None] if single else torch.stack([aheads[i] for i in indices])
+        rows = min(shape)
+        of_rows[_PADDED if MAX_ROWS < rows < _PADDED else rows].append((indices, stack))
+    order: list[int] = []
+    updates: list[Tensor] = []
+    for found in of_rows.values():
+        stacks = [stack for _, stack in found]
+        for (indices, _), step in zip(found, _by_gram(stacks, lr), strict=True):
+            order += indices
+            scale = scale_of(weights[indices[0]])
+            updates += (step if scale == 1.0 else step * scale).unbind()
+    torch._foreach_sub_([weights[i] for i in order], updates)
+
+
+def _by_gram(stacks: list[Tensor], lr: Tensor) -> list[Tensor]:
+    """Return lr X_5 of every stack; Gram matrices smaller than the largest are padded by zeros.
+
+    The padding stays apart: p(A) of a matrix of two blocks has two blocks.
+    """
+    # u @ u^T for (n, m), u^T @ u for (m, n)
+    grams = [u.mT @ u if _is_tall(u) else u @ u.mT for u in stacks]
+    sides = [gram.shape[-1] for gram in grams]
+    most = max(sides)
+    padded = [
+        gram if side == most else functional.pad(gram, (0, most - side, 0, most - side))
+        for gram, side in zip(grams, sides, strict=True)
+    ]
+    gram = padded[0] if len(padded) == 1 else torch.cat(padded)
+    square = gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(EPS**2)[:, None, None]
+    q = _polynomial(gram / square) * (lr / square.sqrt())
+    parts = q.split([len(u) for u in stacks])
+    factors = [part[:, :side, :side] for part, side in zip(parts, sides, strict=True)]
+    return [u @ p.mT if _is_tall(u) else p @ u for u, p in zip(stacks, factors, strict=True)]
+
+
+def _is_tall(stack: Tensor) -> bool:
+    return stack.shape[1] > stack.shape[2]
 
 
 def _polynomial(a: Tensor) -> Tensor:
@@ -150,9 +189,10 @@ def muon_update_(
     lr: 0-D tensor on the device, so that a captured graph follows a schedule.
 
     With Triton one launch takes all weights whose smaller side is at most 32, a program each.
-    Larger ones, and every one without Triton, take batched matrix products: those of as many rows
-    share them, nothing waits for the device, and a CUDA graph can capture it. There a matrix
-    product is PyTorch's, TF32 if that is allowed. Autocast changes nothing.
+    Larger ones, and every one without Triton, take batched matrix products: those of one shape
+    share two, those of as many rows, or of 33 to 64, the iteration, nothing waits for the device,
+    and a CUDA graph can capture it. There a matrix product is PyTorch's, TF32 if that is allowed.
+    Autocast changes nothing.
 
     fp32; fp64 without Triton. In fp32 an entry of X_5, whose size is at most about 1, is within
     1e-3 of the textbook in fp64 and typically within 1e-5 (tests/test_muon.py).

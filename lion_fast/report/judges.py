@@ -17,8 +17,6 @@ from lion_fast.report.comparisons import (
     compare_by_seed,
     compare_variants,
 )
-from lion_fast.report.growth import EARLY_STEPS, growth_fits
-from lion_fast.report.markdown import significant
 from lion_fast.report.paired import Paired
 from lion_fast.report.paper import (
     NUM_STEPS,
@@ -26,17 +24,21 @@ from lion_fast.report.paper import (
     published_speedup,
     published_steps,
 )
-from lion_fast.report.results import Run, StudyResults, has_values
-from lion_fast.report.stats import Comparison, describe, spearman
+from lion_fast.report.results import StudyResults, has_values
+from lion_fast.report.stats import Comparison, describe
 
-LINEAR, STEADY = 0.95, 0.5
 COMPARABLE_POINTS = 1.0
 EQUAL_PERCENT = 2.0
 STEPS_PERCENT = 5.0
 DENSENET_10 = {"dataset": "cifar10", "arch": "densenet_ds"}
 TABLE_1_INITS = ("he", "lion_dg", "lsuv", "lion_lsuv")
 Verdict = Literal[
-    "reproduced", "not reproduced", "equivalent within bounds", "undecided", "not tested"
+    "reproduced",
+    "not reproduced",
+    "equivalent within bounds",
+    "undecided",
+    "not tested",
+    "not run",
 ]
 
 
@@ -47,6 +49,10 @@ class Judgement(NamedTuple):
     evidence: str
     n: int = 0
     """Seeds of each side; 0 where nothing ran."""
+    figure: str = ""
+    """Ours, to stand beside the paper's; empty where the evidence is as short."""
+    command: str = ""
+    """What runs the study that was judged, or would be."""
 
 
 class NotTested(Exception):
@@ -61,7 +67,8 @@ Judge = Callable[[StudyResults], Judgement]
 """Raises NotTested."""
 
 
-def _verdict(holds: bool, evidence: str, n: int) -> Judgement:
+def yes_or_no(holds: bool, evidence: str, n: int) -> Judgement:
+    """Return the judgement of a statement that is borne out or is not."""
     return Judgement("reproduced" if holds else "not reproduced", evidence, n)
 
 
@@ -70,11 +77,12 @@ def _row(results: StudyResults, quantity: Quantity, fields: dict[str, object]) -
     for row in compare_variants(results, quantity):
         if has_values(row.config, fields):
             return row
-    _check_touched(results, fields)
+    check_touched(results, fields)
     raise NotTested(f"no finished runs of {_words(fields)}")
 
 
-def _check_touched(results: StudyResults, fields: dict[str, object]) -> None:
+def check_touched(results: StudyResults, fields: dict[str, object]) -> None:
+    """Raise Untouched where no variant of the study has these values."""
     configs = (replace(results.study.base, **variant) for variant in results.study.variants)
     if not any(has_values(config, fields) for config in configs):
         raise Untouched
@@ -125,6 +133,17 @@ class _Tested(NamedTuple):
             return "not reproduced"
         return "undecided"
 
+    @property
+    def figure(self) -> str:
+        """The speedup and its interval."""
+        if self.row.speedup is None or self.row.interval is None:
+            return ""
+        return "{:+.1f} % [{:+.1f}, {:+.1f}]".format(self.row.speedup, *self.row.interval)
+
+    def judgement_of(self, claimed: Literal[-1, 1]) -> Judgement:
+        """Return the judgement on a claim of fewer (-1) or more (1) steps."""
+        return Judgement(self.verdict_of(claimed), self.steps_evidence(), self.row.n, self.figure)
+
     def steps_evidence(self) -> str:
         """Say what a row of steps shows."""
         parts = [f"speedup {self.row.speedup:+.1f} %"]
@@ -154,7 +173,7 @@ def fewer_steps(**fields: object) -> Judge:
 
     def judge(results: StudyResults) -> Judgement:
         tested = _tested(results, STEPS, fields)
-        return Judgement(tested.verdict_of(-1), tested.steps_evidence(), tested.row.n)
+        return tested.judgement_of(-1)
 
     return judge
 
@@ -163,13 +182,13 @@ def never_reached(**fields: object) -> Judge:
     """Return the judge of: no run reaches the target in all of the paper's steps."""
 
     def judge(results: StudyResults) -> Judgement:
-        _check_touched(results, fields)
+        check_touched(results, fields)
         runs = results.find(**fields)
         reached = [run for run in runs if run.summary["steps_to_target"] is not None]
         whole = [run for run in runs if run.summary["steps"] >= NUM_STEPS]
         if not runs or (len(whole) < len(runs) and not reached):
             raise NotTested(f"no finished runs of {NUM_STEPS:,} steps")
-        return _verdict(not reached, f"{len(reached)} of {len(runs)} runs reach it", len(runs))
+        return yes_or_no(not reached, f"{len(reached)} of {len(runs)} runs reach it", len(runs))
 
     return judge
 
@@ -182,7 +201,7 @@ def comparable_accuracy(**fields: object) -> Judge:
         row, comparison, _ = _tested(results, ACCURACY, fields)
         difference, p_value = comparison.difference, comparison.p_corrected
         assert difference is not None and p_value is not None
-        return _verdict(
+        return yes_or_no(
             abs(difference) <= COMPARABLE_POINTS and p_value >= 0.05,
             f"{difference:+.2f} points; {comparison.verdict}",
             row.n,
@@ -204,7 +223,7 @@ def accuracy_as_published(**fields: object) -> Judge:
         evidence = f"{row.sample.mean:.2f} %, {apart:+.2f} points from the paper's"
         if n < 2:
             return Judgement("undecided", evidence, n)
-        return _verdict(abs(apart) <= COMPARABLE_POINTS, evidence, n)
+        return yes_or_no(abs(apart) <= COMPARABLE_POINTS, evidence, n)
 
     return judge
 
@@ -222,7 +241,7 @@ def steps_as_published(**fields: object) -> Judge:
         n = len(row.values)
         if n < 2:
             return Judgement("undecided", evidence, n)
-        return _verdict(abs(100 * ratio) <= STEPS_PERCENT, evidence, n)
+        return yes_or_no(abs(100 * ratio) <= STEPS_PERCENT, evidence, n)
 
     return judge
 
@@ -235,7 +254,7 @@ def most_accurate(init: str, **fields: object) -> Judge:
         _check_whole_runs(rows[0])
         means = {row.config.init: row.sample.mean for row in rows if row.sample is not None}
         text = ", ".join(f"{name} {value:.2f} %" for name, value in means.items())
-        return _verdict(max(means, key=means.__getitem__) == init, text, len(rows[0].values))
+        return yes_or_no(max(means, key=means.__getitem__) == init, text, len(rows[0].values))
 
     return judge
 
@@ -245,11 +264,14 @@ def no_benefit(results: StudyResults) -> Judgement:
     tested = {
         init: _tested(results, STEPS, {**DENSENET_10, "init": init}) for init in ("fixup", "rezero")
     }
-    evidence, n = _each_evidence(tested), min(each.row.n for each in tested.values())
+    n = min(each.row.n for each in tested.values())
+    figure = "; ".join(f"{init} {each.figure}" for init, each in tested.items())
+    verdict: Verdict = "undecided"
     if any(each.comparison.shown < 0 for each in tested.values()):
-        return Judgement("not reproduced", evidence, n)
-    bring_nothing = all(e.comparison.shown > 0 or e.is_equivalent for e in tested.values())
-    return Judgement("reproduced" if bring_nothing else "undecided", evidence, n)
+        verdict = "not reproduced"
+    elif all(each.comparison.shown > 0 or each.is_equivalent for each in tested.values()):
+        verdict = "reproduced"
+    return Judgement(verdict, _each_evidence(tested), n, figure)
 
 
 def _each_evidence(tested: Mapping[str, _Tested]) -> str:
@@ -259,7 +281,7 @@ def _each_evidence(tested: Mapping[str, _Tested]) -> str:
 def gradinit_is_slower(results: StudyResults) -> Judgement:
     """Judge of: more steps than He-init."""
     tested = _tested(results, STEPS, {**DENSENET_10, "init": "gradinit"})
-    return Judgement(tested.verdict_of(1), tested.steps_evidence(), tested.row.n)
+    return tested.judgement_of(1)
 
 
 def explicit_ramp(results: StudyResults) -> Judgement:
@@ -275,12 +297,38 @@ def explicit_ramp(results: StudyResults) -> Judgement:
         raise NotTested("LION-DG and a ramp have not both run to the target")
     nearest = min(ramps, key=lambda steps: abs(ramps[steps] - ours))
     apart = 100 * (ramps[nearest] / ours - 1)
-    return _verdict(
+    return yes_or_no(
         abs(apart) <= EQUAL_PERCENT,
         f"LION-DG {ours:,.0f} steps, nearest ramp ({nearest} steps) {ramps[nearest]:,.0f}"
         f" ({apart:+.1f} %)",
         len(results.find(init="lion_dg", aux_warmup_steps=0)),
     )
+
+
+def less_sensitive(results: StudyResults) -> Judgement:
+    """Judge of: LION-DG's steps spread less over the auxiliary weights than He-init's, every seed.
+
+    The spread is the largest less the smallest, in percent of the mean over the weights.
+    """
+    spreads: dict[str, dict[int, float]] = {"he": {}, "lion_dg": {}}
+    weights = {variant["aux_weight"] for variant in results.study.variants}
+    for init, of_seed in spreads.items():
+        for seed in results.study.seeds:
+            steps = [run.summary["steps_to_target"] for run in results.find(init=init, seed=seed)]
+            if len(steps) == len(weights) and None not in steps:
+                of_seed[seed] = 100 * (max(steps) - min(steps)) / describe(steps).mean
+    seeds = spreads["he"].keys() & spreads["lion_dg"].keys()
+    if len(seeds) < 2:
+        raise NotTested("fewer than 2 seeds have reached the target with every auxiliary weight")
+    gaps = [spreads["lion_dg"][seed] - spreads["he"][seed] for seed in sorted(seeds)]
+    means = {init: describe(list(spreads[init].values())).mean for init in spreads}
+    figure = f"spread {means['lion_dg']:.1f} % against {means['he']:.1f} %"
+    evidence = f"{figure}; LION-DG's less He-init's by seed: " + ", ".join(
+        f"{gap:+.1f}" for gap in gaps
+    )
+    if max(gaps) < 0 or min(gaps) >= 0:
+        return yes_or_no(max(gaps) < 0, evidence, len(seeds))._replace(figure=figure)
+    return Judgement("undecided", evidence, len(seeds), figure)
 
 
 def residual_harms(results: StudyResults) -> Judgement:
@@ -290,50 +338,4 @@ def residual_harms(results: StudyResults) -> Judgement:
         for placement in ("residual", "side_tap")
     }
     harmed = tested["residual"]
-    return Judgement(harmed.verdict_of(1), _each_evidence(tested), harmed.row.n)
-
-
-def _probed(results: StudyResults, init: str) -> list[Run]:
-    """Return the runs probed from their first step on, at every step."""
-    return [
-        run for run in results.find(init=init, gradient_ratio_every=1) if len(run.probes["step"])
-    ]
-
-
-def zero_at_first(results: StudyResults) -> Judgement:
-    """Judge of: every run's first auxiliary gradient is exactly 0."""
-    runs = _probed(results, "lion_dg")
-    if not runs:
-        raise NotTested("no LION-DG run was probed at its first step")
-    norms = [float(run.probes["aux_gradient_norm"][0]) for run in runs]
-    text = f"norm at step 1: {', '.join(f'{norm:g}' for norm in norms)} (n = {len(norms)})"
-    return _verdict(all(norm == 0.0 for norm in norms), text, len(norms))
-
-
-def linear_growth(results: StudyResults) -> Judgement:
-    """Judge of: a line explains the early growth of every head."""
-    fits = [fit for run in _probed(results, "lion_dg") for fit in growth_fits(run).values()]
-    if not fits:
-        raise NotTested("no LION-DG run was probed at every step")
-    worst = min(fit.r_squared for fit in fits)
-    text = f"lowest R² of {len(fits)} heads: {worst:.3f} over {EARLY_STEPS} steps"
-    return _verdict(worst >= LINEAR, text, len(_probed(results, "lion_dg")))
-
-
-def awakens(results: StudyResults) -> Judgement:
-    """Judge of: the ratio starts below every He-init run's and rises with the step."""
-    he, lion = _probed(results, "he"), _probed(results, "lion_dg")
-    if not he or not lion:
-        raise NotTested("He-init and LION-DG were not both probed at every step")
-    highest = max(float(run.probes["gradient_ratio"][0]) for run in lion)
-    lowest = min(float(run.probes["gradient_ratio"][0]) for run in he)
-    ranks = []
-    for run in lion:
-        early = run.probes["step"] <= EARLY_STEPS
-        ranks.append(spearman(run.probes["step"][early], run.probes["gradient_ratio"][early]))
-    return _verdict(
-        highest < lowest and min(ranks) >= STEADY,
-        f"ratio at step 1: LION-DG at most {significant(highest)}, He-init at least"
-        f" {significant(lowest)}; rank correlation with the step {min(ranks):+.2f} at least",
-        len(lion),
-    )
+    return harmed.judgement_of(1)._replace(evidence=_each_evidence(tested))

@@ -11,10 +11,11 @@ from typing import Any
 
 from lion_fast.errors import UserError
 from lion_fast.report.comparisons import ACCURACY, SECONDS, STEPS, VariantRow, compare_variants
-from lion_fast.report.markdown import table
+from lion_fast.report.costs import NOTE, cost_text
+from lion_fast.report.markdown import ABSENT, table
 from lion_fast.report.plots import draw_study
 from lion_fast.report.results import Run, StudyResults
-from lion_fast.report.statements import Judgement, Statement, judge_all
+from lion_fast.report.statements import Judgement, Statement, judge_all, studies_not_run
 from lion_fast.report.tables import study_tables
 
 _STYLE = """
@@ -37,20 +38,23 @@ _MACHINE = ("gpu", "driver", "cpu", "cpu_threads")
 _VERSIONS = ("lion-fast", "commit", "python", "torch", "triton", "cuda", "dali")
 
 
-def report_studies(studies: Sequence[StudyResults], out: Path) -> list[Path]:
+def report_studies(
+    studies: Sequence[StudyResults], out: Path, *, whole_paper: bool = False
+) -> list[Path]:
     """Write `studies.md`, `.html`, `.json` and their pictures to `out`; return what was written.
 
+    whole_paper: also list the statements of the paper that these studies say nothing of.
     Raises UserError where a study has no finished run or `out` cannot be written.
     """
     for results in studies:
         if not results.runs:
             study = results.study
             raise UserError(f"no run of {study.name} is finished: run `{study.command}` first")
-    judged = judge_all(studies)
+    judged = judge_all(studies, whole=whole_paper)
     try:
         out.mkdir(parents=True, exist_ok=True)
         pictures = {results.study.name: draw_study(results, out) for results in studies}
-        lines = list(_page(studies, judged, pictures))
+        lines = list(_page(studies, judged, pictures, whole_paper=whole_paper))
         paths = [out / "studies.md", out / "studies.html", out / "studies.json"]
         text = "\n".join(lines) + "\n"
         paths[0].write_text(text, encoding="utf-8")
@@ -67,13 +71,13 @@ def _page(
     studies: Sequence[StudyResults],
     judged: Sequence[tuple[Statement, Judgement]],
     pictures: dict[str, dict[str, Path | None]],
+    *,
+    whole_paper: bool,
 ) -> Iterator[str]:
-    rows = [(s.source, s.text, j.verdict, j.evidence) for s, j in judged]
-    tested = [row for row in rows if row[2] != "not tested"]
     yield from ("## Studies", "")
-    if tested:
-        header = ("source", "statement", "verdict", "evidence")
-        yield from ("### Statements of the paper", "", *table(header, tested, text_columns=4))
+    yield from _statements(judged)
+    if whole_paper:
+        yield from _studies_not_run(studies)
     for results in studies:
         yield from ("", f"### {results.study.name}: {results.study.title}", "")
         yield from _setting(results)
@@ -82,15 +86,50 @@ def _page(
                 yield from ("", f"![{title}]({path.name})", "", f"*{title}.*")
         yield from study_tables(results)
         yield from _unfinished(results)
-    untested = [
-        (source, text, why) for source, text, verdict, why in rows if verdict == "not tested"
-    ]
+    untested = [(s.source, s.text, j.evidence) for s, j in judged if j.verdict == "not tested"]
     if untested:
         yield from ("", "### Statements not tested", "")
         yield from table(("source", "statement", "why"), untested, text_columns=3)
-    if rows:
+    if judged:
         yield ""
         yield "That LION-DG adds no overhead is no study's subject: bench_overhead measures it."
+
+
+def _statements(judged: Sequence[tuple[Statement, Judgement]]) -> Iterator[str]:
+    """Yield the table of what the paper says and what was found, then the evidence."""
+    told = [(s, j) for s, j in judged if j.verdict != "not tested"]
+    if not told:
+        return
+    header = ("source", "statement", "paper", "ours", "n", "verdict", "command")
+    rows = [
+        (
+            *(s.source, s.text, s.paper, j.figure or j.evidence, str(j.n or ABSENT)),
+            *(j.verdict, f"`{j.command}`"),
+        )
+        for s, j in told
+    ]
+    yield from ("### Statements of the paper", "", *table(header, rows, text_columns=7))
+    if any(j.verdict == "not run" for _, j in told):
+        yield from ("", NOTE)
+    more = [(s.source, s.text, j.evidence) for s, j in told if j.figure not in ("", j.evidence)]
+    if more:
+        yield from ("", "#### Evidence", "")
+        yield from table(("source", "statement", "evidence"), more, text_columns=3)
+
+
+def _studies_not_run(studies: Sequence[StudyResults]) -> Iterator[str]:
+    """Yield a table of the named studies that are not on the page, with what they would cost."""
+    rows = [
+        (study.title, cost_text(missing, studies), f"`{study.command}`")
+        for study, missing in studies_not_run(studies)
+    ]
+    if rows:
+        yield from ("", "### Studies not on this page", "")
+        yield from (
+            "Runs that other studies made, perhaps to the target alone, are not counted.",
+            "",
+        )
+        yield from table(("study", "not run", "command"), rows, text_columns=3)
 
 
 def _setting(results: StudyResults) -> Iterator[str]:

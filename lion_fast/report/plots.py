@@ -21,10 +21,10 @@ from lion_fast.figures import (
     save,
 )
 from lion_fast.report.comparisons import STEPS, VariantRow, compare_variants
-from lion_fast.report.growth import EARLY_STEPS, growth_fits
+from lion_fast.report.growth import EARLY_STEPS, ON_THE_LINE, growth_fits, lines, shows_lines
 from lion_fast.report.paper import published_steps
 from lion_fast.report.results import Run, StudyResults
-from lion_fast.study.grid import Variant
+from lion_fast.study.grid import Variant, variant_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,6 +44,10 @@ def draw_study(results: StudyResults, out: Path) -> dict[str, Path | None]:
         "Training accuracy less the baseline's, of the same seed": ("difference", draw_difference),
         "Steps to the target, seed by seed": ("seeds", draw_seeds),
         "Gradient ratio and auxiliary head norms": ("gradients", draw_gradients),
+        "Norm of zeroed heads over t times that after one update: 1 is Proposition 2's line": (
+            "growth",
+            draw_growth,
+        ),
     }
     drawn = {}
     for title, (name, draw) in pictures.items():
@@ -124,11 +128,11 @@ def _draw_lines(
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     styles = _styles(results)
-    for place, (axis, (title, lines)) in enumerate(zip(axes, panels.items(), strict=False)):
+    for place, (axis, (title, found)) in enumerate(zip(axes, panels.items(), strict=False)):
         title = title.replace(" ", "\n") if num_columns == 4 else title
         clean(axis, title, grid="y")
         axis.axhline(level, color=INK, linewidth=0.8)
-        for line in lines:
+        for line in found:
             _draw_line(axis, line, styles[line.label], level)
         axis.set_xlabel("step")
         if place % num_columns == 0:
@@ -275,3 +279,33 @@ def _norms(axis: "Axes", runs: Sequence[Run], style: Style, label: str) -> None:
             early = steps[steps <= EARLY_STEPS]
             line = mean(f.intercept for f in fits) + mean(f.slope for f in fits) * early
             axis.plot(early, line, color=INK, linewidth=0.9, zorder=5)
+
+
+def draw_growth(results: StudyResults, path: Path) -> bool:
+    """Draw each head's norm over its line, a curve a run; return whether descent trained any."""
+    if not shows_lines(results):
+        return False
+    of_variant = {
+        variant_label(variant): [lines(run) for run in results.of(variant)]
+        for variant in results.study.variants
+    }
+    heads = list(dict.fromkeys(h for runs in of_variant.values() for run in runs for h in run))
+    figure = new_figure(WIDTH, 3.4)
+    axes = figure.subplots(1, len(heads), squeeze=False, sharey=True)[0]
+    for index, (axis, head) in enumerate(zip(axes, heads, strict=True)):
+        clean(axis, f"auxiliary head {index}", grid="y")
+        axis.axhspan(1 - ON_THE_LINE, 1 + ON_THE_LINE, color=PALE, alpha=0.5, linewidth=0)
+        axis.axhline(1, color=INK, linewidth=0.8)
+        for style, (label, runs) in zip(
+            (RIVAL, OURS, *STYLES[2:]), of_variant.items(), strict=False
+        ):
+            for place, line in enumerate(run[head] for run in runs if head in run):
+                axis.plot(
+                    line.updates, line.ratio, color=style.color, linestyle=style.dashes,
+                    linewidth=1.3, label=f"{label} (n = {len(runs)})" if not place else None,
+                )  # fmt: skip
+        axis.set(xlabel="updates t", ylim=(0, None))
+    axes[0].set_ylabel("norm / (t x norm after one update)")
+    axes[0].legend(frameon=False, fontsize=8)
+    save(figure, path)
+    return True

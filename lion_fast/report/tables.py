@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lion_fast.report.by_seed import by_seed_tables
 from lion_fast.report.comparisons import ACCURACY, SECONDS, STEPS, VariantRow, compare_variants
-from lion_fast.report.growth import EARLY_STEPS, growth_fits
+from lion_fast.report.growth import EARLY_STEPS, growth_fits, line_table, shows_lines
 from lion_fast.report.markdown import ABSENT, significant, table
 from lion_fast.report.paper import (
     NUM_STEPS,
@@ -14,7 +14,7 @@ from lion_fast.report.paper import (
     published_steps,
 )
 from lion_fast.report.power import POWER
-from lion_fast.report.results import StudyResults
+from lion_fast.report.results import Run, StudyResults
 from lion_fast.report.stats import Sample, describe, describe_whole
 from lion_fast.study.grid import variant_label
 
@@ -43,6 +43,9 @@ def study_tables(results: StudyResults) -> Iterator[str]:
     if any(len(run.probes.get("step", ())) for run in results.runs):
         yield from ("", "#### Gradient awakening", "")
         yield from _awakening(results)
+    if shows_lines(results):
+        yield from ("", "#### Growth of zeroed heads", "")
+        yield from line_table(results)
 
 
 def _can_reach(row: VariantRow) -> bool:
@@ -245,9 +248,19 @@ def _times(results: StudyResults) -> list[str]:
             ]
             label = variant_label(variant)
             speedup = _number(speedups[label], "{:+.1f}")
-            lines.append((label, cells[0], speedup, *cells[1:]))
+            lines.append((label, cells[0], speedup, *cells[1:], _init_in_steps(runs)))
     names = [name for name, *_ in parts]
-    return _filled(("run", names[0], "less time %", *names[1:]), lines)
+    return _filled(("run", names[0], "less time %", *names[1:], "init in steps"), lines)
+
+
+def _init_in_steps(runs: Sequence[Run]) -> str:
+    """Return what initialisation took, in median steps: the price of a data-driven method."""
+    prices = [
+        1000 * run.summary["init_seconds"] / milliseconds
+        for run in runs
+        if (milliseconds := run.summary["step_milliseconds_median"])
+    ]
+    return f"{describe(prices).mean:,.1f}" if prices else ABSENT
 
 
 def _awakening(results: StudyResults) -> list[str]:

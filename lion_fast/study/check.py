@@ -1,6 +1,7 @@
 """What keeps runs of a study from starting on this machine, told without starting any."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from lion_fast.config import TrainConfig
@@ -24,6 +25,17 @@ def obstacle_lines(study: Study) -> list[str]:
         f"{len(cells)} runs, {cells[0].label} seed {cells[0].config.seed} the first: {text}"
         for text, cells in found.items()
     ]
+
+
+def setup_line(cells: Iterable[Cell]) -> str:
+    """Return how often the steps of `cells` are set up by one worker; the rest is reused."""
+    from lion_fast.training.reuse import setup_key
+
+    keys = []
+    for cell in cells:
+        with suppress(UserError):  # what cannot run here is told by `obstacle_lines`
+            keys.append(setup_key(cell.config))
+    return f"set-ups: {len(set(keys))} a worker for {len(keys)} runs, the rest is reused"
 
 
 def _obstacles(config: TrainConfig) -> Iterator[str]:

@@ -14,14 +14,14 @@ from lion_fast.study.export import NAMES
 from lion_fast.study.grid import Study, course
 from lion_fast.study.store import Store, Table
 
-_RESOLVED = ("device", "engine", "loader", "precision", "impl")
+_RESOLVED = ("device", "engine", "loader", "precision", "impl", "backbone")
 _OF_A_SUMMARY = frozenset(
     {
         *("steps", "target_accuracy", "window", "steps_to_target", "seconds_to_target"),
         *("init_seconds", "setup_seconds", "train_seconds", "total_seconds", "process_seconds"),
         *("train_accuracy", "val_accuracy", "val_loss", "images_per_second"),
         *("step_milliseconds_median", "data_wait_percent", "loader_host_mib", "loader_device_mib"),
-        *("peak_memory_mib", "num_parameters", "num_skipped_images", "jobs"),
+        *("peak_memory_mib", "num_parameters", "num_skipped_images", "jobs", "reused"),
     }
 )
 _HEAD = re.compile(r"val_accuracy_head\d+")
@@ -148,7 +148,9 @@ def _tables(steps: Sequence[dict[str, str]]) -> dict[str, Table]:
 
 
 def _number(text: str) -> Any:
-    """Return what an export wrote: a number, a word, or None."""
+    """Return what an export wrote: a number, a truth value, a word, or None."""
+    if text in ("True", "False"):
+        return text == "True"
     for kind in (int, float):
         try:
             return kind(text)

@@ -143,6 +143,11 @@ def status_lines(study: Study, out: Path) -> list[str]:
     return [*(state.line() for state in states), _total(study, states)]
 
 
+def cells_to_run(study: Study, out: Path) -> list[Cell]:
+    """Return the cells that are not done."""
+    return [state.cell for state in _read_states(study, out) if state.state != "done"]
+
+
 def watch(study: Study, out: Path) -> None:
     """Show a table of all runs on the terminal, redrawn for as long as one is in progress."""
     from rich.live import Live

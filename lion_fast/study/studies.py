@@ -21,6 +21,10 @@ _RECIPES = grid(optimizer=("adamw",), cpu_bf16=(False,), init=_HE_LION) + grid(
     optimizer=("muon",), cpu_bf16=(True,), init=_HE_LION
 )
 
+_PROBED = {"init": "lion_dg", "gradient_ratio_every": 1}
+_SAMPLED = {"batch_size": 128, "train_fraction": 1.0, "max_steps": 100}
+_ALL_IMAGES = {"batch_size": 120, "train_fraction": 0.0024, "max_steps": 200}
+
 # What a CPU can afford of ResNet-DS and of CIFAR-100. `bench/calibrate_targets.py` chose each
 # target before any run of these studies.
 _REDUCED = replace(
@@ -71,6 +75,13 @@ STUDIES: dict[str, Study] = {
             store_name="table1",
         ),
         Study(
+            name="after_3000",
+            title="He-init and LION-DG after 3,000 steps, DenseNet-DS on CIFAR-10",
+            base=_PAPER,
+            variants=grid(init=_HE_LION),
+            store_name="table1",
+        ),
+        Study(
             name="table7",
             title="Table 7: Fixup and ReZero on DenseNet-DS",
             base=_PAPER,
@@ -91,6 +102,23 @@ STUDIES: dict[str, Study] = {
             # A probe costs about two steps, so the whole run is probed less often.
             variants=grid(init=_HE_LION, gradient_ratio_every=(1,), max_steps=(100,))
             + grid(init=_HE_LION, gradient_ratio_every=(20,)),
+        ),
+        Study(
+            name="proposition2",
+            title="Proposition 2: how zeroed heads grow under gradient descent, and under AdamW",
+            base=_PAPER,
+            # AdamW's runs are figure1's. Of 120 images, 12 a class, each step takes all: gradient
+            # descent without sampling.
+            variants=tuple(
+                {**_PROBED, "optimizer": optimizer, **setting}
+                for optimizer, setting in (
+                    ("adamw", _SAMPLED),
+                    ("sgd", _SAMPLED),
+                    ("sgd", _ALL_IMAGES),
+                )
+            ),
+            baseline={"optimizer": "adamw", **_SAMPLED},
+            store_name="figure1",
         ),
         Study(
             name="alpha",

@@ -1,4 +1,4 @@
-"""The config's optimizer and schedule: AdamW, or Muon with AdamW beside it."""
+"""The config's optimizer and schedule: AdamW, Muon with AdamW beside it, or plain descent."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -32,6 +32,10 @@ def build_optimizer(
             weight_decay=config.weight_decay,
             impl=resolved.impl,
         )
+    if config.optimizer == "sgd":
+        # Gradient descent as proofs have it: no momentum, no decay, so no state either. A CUDA
+        # graph can capture the fused form, which also undoes loss scaling.
+        return torch.optim.SGD(model.parameters(), lr=config.lr, fused=True)
     return torch.optim.AdamW(
         model.parameters(),
         lr=config.lr,

@@ -118,6 +118,8 @@ def starts_at_zero(optimizer: torch.optim.Optimizer) -> bool:
 
     Other optimizers' state is dropped and made anew, which a captured graph would not see.
     """
+    if isinstance(optimizer, torch.optim.SGD):
+        return not any(group["momentum"] for group in optimizer.param_groups)
     return isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW | MuonAdamW)
 
 

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -27,13 +28,17 @@ from lion_fast.study.store import Store, Table
 
 if TYPE_CHECKING:
     from lion_fast.training import Summary
+    from lion_fast.training.reuse import StepCache
 
 Trainer = Callable[[TrainConfig, Path | None, int], FinishedRun]
 """trainer(config, run folder to resume or None, number of workers beside it) -> FinishedRun"""
 
 
 def train_cell(config: TrainConfig, resume: Path | None, jobs: int) -> "Summary":
-    """Train one cell; `jobs` workers share the CPU's cores evenly."""
+    """Train one cell; `jobs` workers share the CPU's cores evenly.
+
+    A worker keeps the steps that its cells have set up: a cell of the same shape sets up nothing.
+    """
     import torch
 
     from lion_fast.training import train
@@ -43,7 +48,18 @@ def train_cell(config: TrainConfig, resume: Path | None, jobs: int) -> "Summary"
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    return train(config, resume=resume)
+    return train(config, resume=resume, reuse=_step_cache())
+
+
+@cache
+def _step_cache() -> "StepCache":
+    from lion_fast.training.reuse import StepCache
+
+    return StepCache(_SHAPES_KEPT)
+
+
+# Two data sets times two networks, as in table1, whose cells take turns seed by seed.
+_SHAPES_KEPT = 4
 
 
 class _Stop(NamedTuple):
