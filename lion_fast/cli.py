@@ -18,8 +18,9 @@ import tyro
 
 import lion_fast
 from lion_fast.config import PRESETS, Engine, TrainConfig
-from lion_fast.errors import UserError
+from lion_fast.errors import SaidElsewhere, UserError
 from lion_fast.training.console import Plain, make_console, silence_stdout
+from lion_fast.training.ranks import ranks_here
 
 if TYPE_CHECKING:
     from lion_fast.study.grid import Study
@@ -156,12 +157,14 @@ def _train(arguments: Sequence[str]) -> int:
             " not be reached: lower --window"
         )
 
-    console = make_console(wanted.max_steps, quiet=parsed.quiet)
+    leads = ranks_here().leads
+    console = make_console(wanted.max_steps, quiet=parsed.quiet or not leads)
     with closing(console):
         with console.stage("starting"):
             from lion_fast.training import train
         summary = train(wanted, resume=parsed.resume, console=console)
-    _end_with_json(summary.to_dict(), parsed.json)
+    if leads:
+        _end_with_json(summary.to_dict(), parsed.json)
     return 0
 
 
@@ -355,6 +358,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
+    except SaidElsewhere:
+        return 2
     except UserError as error:
         print(f"lion-fast: {error}", file=sys.stderr)
         return 2

@@ -17,6 +17,7 @@ Engine = Literal["auto", "eager", "compile", "graph"]
 LoaderName = Literal["auto", "resident", "dali", "workers"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 BackboneName = Literal["auto", "fused", "modules"]
+BatchNorm = Literal["global", "local"]
 OptimizerName = Literal["adamw", "muon", "sgd"]
 ScheduleName = Literal["constant", "linear"]
 # Spelled again in kernels/dispatch.py, which must not import this package; a test holds the two
@@ -114,6 +115,12 @@ class TrainConfig:
     """With schedule linear: share of the rates that is left when they have cooled down."""
     batch_size: int = numbers(128)
     """Images per step."""
+    batch_norm: BatchNorm = numbers("global")
+    """Where several processes share a step: normalise over the images of all of them, as one
+    process would, or over each one's own."""
+    virtual_shards: int = numbers(0)
+    """Process a batch as this many parts with batch statistics of their own, summed in order: the
+    same bits on any number of processes that divides it. 0 is off."""
     max_steps: int = numbers(3000)
     """Steps to train at most."""
     crop_padding: int = numbers(0)
@@ -282,6 +289,7 @@ _LEAST: dict[str, float] = {
     "lr_cooldown_steps": 0,
     "lr_floor": 0,
     "batch_size": 1,
+    "virtual_shards": 0,
     "max_steps": 1,
     "crop_padding": 0,
     "window": 1,

@@ -11,3 +11,7 @@ class UserError(ValueError):
     def __init__(self, message: str) -> None:
         # File names and other libraries' messages may hold line breaks.
         super().__init__(" ".join(message.split()))
+
+
+class SaidElsewhere(UserError):
+    """Bad input that another process of the same run reports: this one ends without a word."""

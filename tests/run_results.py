@@ -13,6 +13,7 @@ TIME_KEYS = {
     "total_seconds",
     "process_seconds",
     "images_per_second",
+    "images_per_second_per_device",
     "step_milliseconds_median",
     "peak_memory_mib",
     "data_wait_percent",

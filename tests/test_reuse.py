@@ -76,6 +76,8 @@ def test_constants_of_an_optimizer_that_no_graph_holds_are_reset_too(config):
     assert_reused_equals_fresh(config, second)
     assert_reused_equals_fresh(second, config)
     muon = replace(second, optimizer="muon")
+    sgd = replace(config, optimizer="sgd", lr=0.1)
+    assert_reused_equals_fresh(sgd, replace(sgd, lr=0.05))
     assert_reused_equals_fresh(muon, replace(muon, muon_lr=0.01, lr_warmup_steps=5, lr=2e-3))
 
 

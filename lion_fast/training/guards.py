@@ -56,6 +56,11 @@ class StopSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @property
+    def received(self) -> int | None:
+        """Number of the signal that has come, if any."""
+        return self._received
+
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
         if self._received is not None:

@@ -1,5 +1,6 @@
 """train(config): from a config to a run folder and a Summary."""
 
+import signal
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,14 +25,18 @@ from lion_fast.training.outcome import summarize
 from lion_fast.training.own import MakeModel, MakeOptimizer, Own, Schedule
 from lion_fast.training.probe import probe_gradients
 from lion_fast.training.progress import Reporter, Steady, farewell
+from lion_fast.training.ranks import ranks_here
 from lion_fast.training.resolve import resolve
+from lion_fast.training.restart import unmark_run
 from lion_fast.training.resume import in_its_precision
 from lion_fast.training.reuse import StepCache
 from lion_fast.training.run import Run, opened
 from lion_fast.training.rundir import anchored
+from lion_fast.training.shared_norm import unshared
 from lion_fast.training.step import float32_precision, made_current
 from lion_fast.training.summary import Summary
 from lion_fast.training.validate import Validation, validate
+from lion_fast.training.world import joined
 
 
 def train(
@@ -58,27 +63,36 @@ def train(
     (the last good checkpoint stays) and when memory or disk run out; Interrupted, which is a
     KeyboardInterrupt, on Ctrl-C, SIGTERM and SIGHUP, after saving a checkpoint. A console that can
     no longer be written does not end the run.
+
+    In processes that torchrun has started, all train this one network, each on its part of every
+    batch. The first alone writes and speaks; all return the same numbers, but for their own clocks.
     """
     started = time.perf_counter()
     own = Own(model, images, optimizer, schedule)
     config = own.described(anchored(config))
-    screen = Steady(console or Silent())
-    with StopSignals() as signals, closing(screen), memory_advice(config):
-        resolved = resolve(in_its_precision(config, resume))
+    screen = Steady(console if console and ranks_here().leads else Silent())
+    with StopSignals() as signals, closing(screen), memory_advice(config), joined() as world:
+        with world.agreed():
+            resolved = resolve(world.placed(in_its_precision(config, resume)))
+        world.connect(config, resolved)
         picked = "  ".join(f"{name} {value}" for name, value in resolved.to_dict().items())
         screen.say([f"{config.dataset}  {config.arch}  {config.init}  seed {config.seed}", picked])
         with (
             made_current(resolved.device),
             float32_precision(resolved),
-            opened(config, resolved, own, resume, screen, reuse) as run,
+            opened(config, resolved, own, resume, screen, reuse, world) as run,
         ):
             screen.say([run.images.describe()])
+            if world.size > 1:
+                screen.say([f"{world.size} processes share every batch of {config.batch_size}"])
             try:
                 summary = _execute(run, screen, signals, started=started)
             except KeyboardInterrupt:
                 screen.close()
                 screen.say([farewell(run.record)])
                 raise
+            if world.leads:
+                unmark_run(config)
         screen.close()
         screen.say(ending(summary))
     return summary
@@ -94,7 +108,8 @@ def _execute(
     """Train to the end and return the summary; `started`: perf_counter() at the start."""
     config, resolved, record = run.config, run.resolved, run.record
     setup_started = time.perf_counter()
-    width = row_width(run.history.num_heads)
+    # A shared step's row ends with the wish of any rank to stop.
+    width = row_width(run.history.num_heads) + (run.step.sharing is not None)
     with ExitStack() as held, closing(record):
         loader = held.enter_context(closing(run.loader()))
         engine = run.restarted_engine(loader)
@@ -163,6 +178,7 @@ class _Training:
         self.images, self.plan, self.resolved = run.images, run.plan, run.resolved
         self.step, self.loader, self.engine = run.step, loader, engine
         self.reporter, self.signals, self.screen = reporter, signals, screen
+        self.is_alone, self.all_stop = run.world.size == 1, False
         self.clock = TrainingClock(run.resolved.device, run.history.seconds)
         self.lag = _lag(run.resolved.device)
         self.enqueued = len(run.history)
@@ -185,7 +201,7 @@ class _Training:
                 self._probe_if_due()
                 self._advance()
                 self.reporter.report(self.record, self.loader)
-                self.signals.check()
+                self._check_signals()
                 self._save_and_validate_if_due()
         except (Interrupted, DiskError):
             self._save()
@@ -195,6 +211,8 @@ class _Training:
     def _advance(self) -> None:
         if not self.clock.running:
             self.clock.start()
+        if not self.is_alone and self.signals.received and self.step.sharing:
+            self.step.sharing.ask_to_stop()
         num_steps = self._steps_before_pause()
         rows = self.engine.run(num_steps)
         self.pending.append(_Chunk(_to_host(rows), self.clock.mark()))
@@ -211,7 +229,19 @@ class _Training:
     def _read_meter(self, lag: int) -> None:
         while len(self.pending) > lag:
             chunk = self.pending.popleft()
-            self.record.add_steps(chunk.rows, chunk.seconds())
+            seconds = chunk.seconds()
+            rows = chunk.rows
+            if self.step.sharing is not None:
+                rows, flags = rows[:, :-1], rows[:, -1]
+                self.all_stop |= bool(flags.any())
+            self.record.add_steps(rows, seconds)
+
+    def _check_signals(self) -> None:
+        """Raise Interrupted at a signal: of several ranks all at once, when all have read of it."""
+        if self.is_alone:
+            self.signals.check()
+        elif self.all_stop:
+            raise Interrupted(self.signals.received or signal.SIGTERM)
 
     def _pause(self) -> None:
         """Wait for the device, read the whole meter, stop the clock."""
@@ -233,8 +263,10 @@ class _Training:
     def validate(self) -> Validation:
         """Measure the test split at the present step; raises Interrupted at a signal."""
         self._pause()
+        # Every rank measures all images, so that none waits for another, or stops without it.
+        check = self.signals.check if self.is_alone else lambda: None
         with self.screen.stage("validating"):
-            validation = validate(self.step.model, self.images, self.resolved, self.signals.check)
+            validation = validate(self.step.model, self.images, self.resolved, check)
         self.record.add_validation(validation)
         return validation
 
@@ -247,13 +279,16 @@ class _Training:
         if not self._due(self.config.gradient_ratio_every):
             return
         self._pause()
-        indices = torch.from_numpy(self.plan.steps(self.enqueued, self.enqueued + 1).indices[0])
+        # Every rank probes the whole batch by itself: it takes no other rank, and the numbers are
+        # those of one process.
+        planned = self.plan.whole.steps(self.enqueued, self.enqueued + 1)
+        indices = torch.from_numpy(planned.indices[0])
         resolved = self.resolved
         batch = planned_batch(
             self.images, indices, resolved.device, resolved.compute_dtype, impl=resolved.impl
         )
-        self.record.add_probe(
-            probe_gradients(
+        with unshared(self.step.model):
+            probe = probe_gradients(
                 self.step.model,
                 batch,
                 self.step.next_aux_weight(),
@@ -261,7 +296,7 @@ class _Training:
                 loss=self.step.loss,
                 resolved=self.resolved,
             )
-        )
+        self.record.add_probe(probe)
 
 
 def _lag(device: torch.device) -> int:

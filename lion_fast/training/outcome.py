@@ -23,6 +23,7 @@ def summarize(
     """Return the outcome of a run that has ended, its last validation included."""
     history, config, device = run.history, run.config, run.resolved.device
     target = history.target_record
+    images_per_second = len(history) * config.batch_size / history.seconds
     host_bytes, device_bytes = loader.memory_bytes()
     return Summary(
         run=run.record.folder.path,
@@ -40,7 +41,7 @@ def summarize(
         val_accuracy=validation.accuracy,
         val_accuracy_per_head=list(validation.accuracy_per_head),
         val_loss=validation.loss,
-        images_per_second=len(history) * config.batch_size / history.seconds,
+        images_per_second=images_per_second,
         step_milliseconds_median=history.median_step_milliseconds(),
         data_wait_percent=data_wait_percent,
         loader_host_mib=host_bytes / 2**20,
@@ -51,5 +52,7 @@ def summarize(
         resolved=run.resolved.to_dict(),
         config=config.to_dict(),
         environment=environment(device),
+        world_size=run.world.size,
+        images_per_second_per_device=images_per_second / run.world.size,
         reused=run.reused,
     )

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lion_fast.config import TrainConfig
-from lion_fast.errors import UserError
+from lion_fast.errors import SaidElsewhere, UserError
 from lion_fast.training.checkpoint import save_checkpoint
 from lion_fast.training.history import History, NonFiniteLoss, record_columns, record_values
 from lion_fast.training.plots import plot_curves
@@ -37,7 +37,7 @@ class RunRecord:
         self.probes: list[list[float]] = []
         self._num_aux = num_aux
         self.saved_step: int | None = None
-        self._logs: dict[str, CsvLog] = {}
+        self._logs: dict[str, CsvLog | _NoLog] = {}
         self._tensorboard: Any = None
 
     def open(self) -> None:
@@ -158,6 +158,42 @@ class RunRecord:
         except (ImportError, OSError) as error:
             return [f"no curves.png, all else is written: {error}"]
         return []
+
+
+class UnwrittenRecord(RunRecord):
+    """The record of a rank that does not lead: the same in memory, and no file."""
+
+    def open(self) -> None:
+        """Open nothing."""
+        self._logs = {name: _NoLog() for name in ("metrics", "validation", "probes")}
+
+    def add_steps(self, rows: Tensor, seconds: float) -> None:
+        """Record finished steps; raise SaidElsewhere where rank 0 says why the run ends."""
+        try:
+            super().add_steps(rows, seconds)
+        except UserError as error:
+            raise SaidElsewhere(str(error)) from None
+
+    def save(self, training_state: dict[str, Any]) -> None:
+        """Note that rank 0 saves here."""
+        self.saved_step = len(self.history)
+
+    def finish(self, summary: Summary) -> list[str]:
+        """Leave the end to rank 0."""
+        return []
+
+
+class _NoLog:
+    """Stands for a CSV file that another process writes."""
+
+    def append(self, row: Sequence[object]) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _tensorboard_writer(path: Path, purge_step: int) -> Any:

@@ -19,12 +19,16 @@ from lion_fast.training.console import Console
 from lion_fast.training.engine import Engine
 from lion_fast.training.history import History
 from lion_fast.training.own import Own
-from lion_fast.training.record import RunRecord
+from lion_fast.training.record import RunRecord, UnwrittenRecord
 from lion_fast.training.resolve import Resolved, check_backbone
-from lion_fast.training.resume import check_data, reopened
+from lion_fast.training.restart import mark_run, restarted_run
+from lion_fast.training.resume import Earlier, check_data, reopened
 from lion_fast.training.reuse import Prepared, StepCache, reuse_key
 from lion_fast.training.rundir import RunFolder
+from lion_fast.training.shared_norm import share_norms
+from lion_fast.training.sharing import check_shares, make_sharing
 from lion_fast.training.step import TrainStep
+from lion_fast.training.world import ALONE, World
 
 
 @contextmanager
@@ -35,43 +39,98 @@ def opened(
     resume: Path | str | None,
     screen: Console,
     reuse: StepCache | None = None,
+    world: World = ALONE,
 ) -> Iterator["Run"]:
     """Hold a new run folder, or go on with `resume`; nothing is written before all is checked.
 
     A step that `reuse` holds for the like of `config` is taken from it; one that is resumed is set
-    up anew, because a checkpoint's optimizer state brings tensors of its own.
-    Raises UserError on bad input; see `reopened`.
+    up anew, because a checkpoint's optimizer state brings tensors of its own. Of the ranks of
+    `world` the first alone holds the folder. Raises UserError on bad input; see `reopened`.
     """
     with ExitStack() as held:
-        earlier = held.enter_context(reopened(resume, config)) if resume is not None else None
-        checkpoint = earlier.checkpoint if earlier else None
-        if checkpoint is not None:
-            own.check_same_as(checkpoint.get("own", []), resume)
-        key = reuse_key(config, resolved, own) if reuse is not None else None
+        earlier, resume = _reopened(config, resume, world, held)
+        checkpoint = world.share(earlier.checkpoint if earlier else None)
+        key = None if reuse is None or world.size > 1 else reuse_key(config, resolved, own)
         prepared = reuse.take(key) if reuse is not None and key and earlier is None else None
+        with world.agreed():
+            check_shares(config, world)
+            if checkpoint is not None:
+                own.check_same_as(checkpoint.get("own", []), resume)
         with screen.stage(f"loading {config.dataset}"):
-            images = prepared.images if prepared else own.open_images(config, resolved)
-        if earlier is not None:
-            check_data(images, earlier)
-        plan = BatchPlan(images.num_train, config.batch_size, config.seed, config.crop_padding)
+            images = world.in_turn(
+                lambda: prepared.images if prepared else own.open_images(config, resolved)
+            )
+        if world.size > 1:
+            world.check_same_data(images.facts().fingerprint)
         started = time.perf_counter()
-        model = on_device(own.network(config, images), resolved)
-        check_backbone(model, images.image_size, config.batch_size, resolved)
-        folder = earlier.folder if earlier else held.enter_context(RunFolder.create(config))
-        if checkpoint is None:
-            with screen.stage(f"initialising ({config.init})"):
-                initialise(model, config, resolved, images, plan)
+        with world.agreed():
+            if earlier is not None:
+                check_data(images, earlier)
+            plan = _plan(config, images, world)
+            model = on_device(own.network(config, images), resolved)
+            part = config.batch_size // max(world.size, config.virtual_shards)
+            check_backbone(model, images.image_size, part, resolved)
+            own_folder = _folder(config, earlier, world, held)
+            if checkpoint is None:
+                with screen.stage(f"initialising ({config.init})"):
+                    initialise(model, config, resolved, images, plan)
+            if world.size > 1 and config.batch_norm == "global" and not config.virtual_shards:
+                share_norms(model, resolved, world)
         init_seconds = time.perf_counter() - started
-        step = TrainStep(model, config, resolved, own)
-        run = Run(config, resolved, images, plan, step, folder, own.names(), init_seconds, prepared)
-        run.keeps = key is not None
-        if checkpoint is not None:
-            run.restore(checkpoint)
-        if earlier is not None:
-            folder.write_config(config)
+        # Where it lies is known to all ranks, and only the one that holds it writes there.
+        path = world.share(own_folder.path if own_folder else Path())
+        folder = own_folder or RunFolder(path)
+        world.same_weights(model)
+        sharing = make_sharing(model, config, world, resolved.device)
+        with world.agreed():
+            step = TrainStep(model, config, resolved, own, sharing)
+            run = Run(
+                config, resolved, images, plan, step, folder, own.names(), init_seconds,
+                prepared=prepared, world=world,
+            )  # fmt: skip
+            run.keeps = key is not None
+            if checkpoint is not None:
+                run.restore(checkpoint)
+            if earlier is not None:
+                folder.write_config(config)
         yield run
         if reuse is not None and key and run.ready is not None:
             reuse.keep(key, run.ready)
+
+
+def _reopened(
+    config: TrainConfig, resume: Path | str | None, world: World, held: ExitStack
+) -> tuple[Earlier | None, Path | str | None]:
+    """Return, on rank 0 alone, the folder to go on with, held; and on all where it lies."""
+    earlier = None
+    with world.agreed():
+        if world.leads:
+            resume = restarted_run(config) or resume
+            if resume is not None:
+                earlier = held.enter_context(reopened(resume, config))
+    return earlier, world.share(resume)
+
+
+def _plan(config: TrainConfig, images: DataSet, world: World) -> BatchPlan:
+    return BatchPlan(
+        images.num_train,
+        config.batch_size,
+        config.seed,
+        config.crop_padding,
+        rank=world.rank,
+        world_size=world.size,
+    )
+
+
+def _folder(
+    config: TrainConfig, earlier: Earlier | None, world: World, held: ExitStack
+) -> RunFolder | None:
+    """Return the run folder, held, on rank 0; None on the others."""
+    if not world.leads:
+        return None
+    folder = earlier.folder if earlier else held.enter_context(RunFolder.create(config))
+    mark_run(config, folder.path)
+    return folder
 
 
 class Run:
@@ -87,12 +146,14 @@ class Run:
         folder: RunFolder,
         own_parts: list[str],
         init_seconds: float,
+        *,
         prepared: Prepared | None = None,
+        world: World = ALONE,
     ) -> None:
         self.config, self.resolved, self.images, self.plan = config, resolved, images, plan
         self.step, self.init_seconds = prepared.step if prepared else step, init_seconds
         self._fresh, self._prepared = step, prepared
-        self.keeps = False
+        self.world, self.keeps = world, False
         self.ready: Prepared | None = None
         num_aux = len(step.model.heads.aux)
         facts = {
@@ -106,7 +167,8 @@ class Run:
             window=config.window,
             target=config.target_accuracy,
         )
-        self.record = RunRecord(folder, config, self.history, num_aux, facts)
+        kind = RunRecord if world.leads else UnwrittenRecord
+        self.record = kind(folder, config, self.history, num_aux, facts)
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Bring weights, optimizer and record to where `checkpoint` left them."""

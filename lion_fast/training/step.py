@@ -18,6 +18,7 @@ from lion_fast.training.history import write_row
 from lion_fast.training.losses import LossOptions
 from lion_fast.training.own import DEFAULT, Own, starts_at_zero
 from lion_fast.training.resolve import Resolved
+from lion_fast.training.sharing import Sharing
 from lion_fast.training.weight_casts import WeightCasts
 
 
@@ -25,10 +26,16 @@ class TrainStep:
     """Callable that trains `model` on one batch and writes one meter row."""
 
     def __init__(
-        self, model: DeeplySupervised, config: TrainConfig, resolved: Resolved, own: Own = DEFAULT
+        self,
+        model: DeeplySupervised,
+        config: TrainConfig,
+        resolved: Resolved,
+        own: Own = DEFAULT,
+        sharing: Sharing | None = None,
     ) -> None:
         device = resolved.device
         self.model = model
+        self.sharing = sharing
         self.optimizer = own.make_optimizer(model, config, resolved)
         self.scaler = torch.amp.GradScaler(device.type, enabled=resolved.precision == "fp16")
         self.loss = LossOptions.of(config)
@@ -48,18 +55,29 @@ class TrainStep:
         self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False, backend=backend)
 
     def __call__(self, batch: Batch, row: Tensor) -> None:
-        """Train on `batch`; write what it measured before the update into `row` (1 + 2H,)."""
+        """Train on `batch`; write what it measured before the update into `row` (1 + 2H,).
+
+        Where the step is shared, `batch` is this rank's part and `row` ends with a stop flag.
+        """
         aux_weight = self.next_aux_weight()
         self._rates.set(self.steps_done)
         self.optimizer.zero_grad(set_to_none=True)
-        with self._batch_counts.ahead(self.steps_done), self._weight_casts.in_place():
-            losses = self._forward(batch.images, batch.labels, aux_weight)
-        # Given its own seed, backward launches no fill for one.
-        self.scaler.scale(losses.loss).backward(self._one)
-        self._weight_casts.hand_back()
+
+        def measure(part: Batch, row: Tensor) -> None:
+            with self._weight_casts.in_place():
+                losses = self._forward(part.images, part.labels, aux_weight)
+            # Given its own seed, backward launches no fill for one.
+            self.scaler.scale(losses.loss).backward(self._one)
+            self._weight_casts.hand_back()
+            write_row(row, losses)
+
+        with self._batch_counts.ahead(self.steps_done):
+            if self.sharing is None:
+                measure(batch, row)
+            else:
+                self.sharing(measure, batch, row)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        write_row(row, losses)
 
     def next_aux_weight(self) -> Tensor:
         """Return the coming step's auxiliary weight ()."""
@@ -102,6 +120,8 @@ class TrainStep:
         self.loss = fresh.loss
         self._aux_weight.copy_(fresh._aux_weight)
         self.steps_done.zero_()
+        if self.sharing is not None:
+            self.sharing.start()
 
     @contextmanager
     def rehearsal(self) -> Iterator[None]:

@@ -51,6 +51,9 @@ class Summary:
     """Device, engine, loader, precision and impl that ran."""
     config: dict[str, Any]
     environment: dict[str, Any]
+    world_size: int = 1
+    """Processes that trained together; seconds and memory are those of the first."""
+    images_per_second_per_device: float | None = None
     reused: bool = False
     """Whether compiled code, graphs and data are those of an earlier run in the same process."""
 

@@ -1,0 +1,57 @@
+"""Going on by itself after `torchrun --max-restarts` has started the processes of a run again.
+
+A marker in the folder of runs leads from torchrun's id of the job to the run folder. It serves as
+long as rank 0 finds it: on the same machine, or on a file system that machines share.
+"""
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+from lion_fast.config import TrainConfig
+from lion_fast.errors import UserError
+
+
+def restarted_run(config: TrainConfig) -> Path | None:
+    """Return the run folder that an earlier attempt of this torchrun job has made, if any.
+
+    The first attempt of a job removes what an earlier job of the same id left. Raises UserError if
+    the marker cannot be read or removed.
+    """
+    marker = _marker(config)
+    if marker is None:
+        return None
+    try:
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+            marker.unlink(missing_ok=True)
+            return None
+        run = Path(marker.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"cannot read {marker}: {error.strerror}") from None
+    return run if (run / "config.json").exists() else None
+
+
+def mark_run(config: TrainConfig, run: Path) -> None:
+    """Let later attempts of this torchrun job go on with `run`; raise UserError if that fails."""
+    marker = _marker(config)
+    if marker is None:
+        return
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.write_text(str(run.absolute()), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {marker}: {error.strerror}") from None
+
+
+def unmark_run(config: TrainConfig) -> None:
+    """Forget a run that has ended well."""
+    marker = _marker(config)
+    if marker is not None:
+        marker.unlink(missing_ok=True)
+
+
+def _marker(config: TrainConfig) -> Path | None:
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    return Path(config.out) / f".torchrun-{quote(job, safe='')}" if job else None
