@@ -227,7 +227,10 @@ def _faults_of(
 ) -> Iterator[str]:
     if got.code not in (128 + number, -number):
         yield f"{where}: {number.name} gave exit {got.code}: {got.errors}"
-    if got.errors:
+    # Python's own words in a worker that was being born when the study was killed outright: they
+    # come before any line of ours, and nothing of the study is in it yet.
+    unborn = number == signal.SIGKILL and "in spawn_main" in got.errors
+    if got.errors and not (unborn and got.errors.endswith("EOFError: Ran out of input\n")):
         yield f"{where}: {number.name} left on stderr: {got.errors}"
     if kept < before:
         yield f"{where}: {kept} kept where {before} were"
