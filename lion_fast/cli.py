@@ -8,6 +8,7 @@ import errno
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -325,6 +326,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 }
 
 
+_SAYING_SECONDS = 1.0
 # What a full disk answers; every other OSError that nobody foresaw is a bug.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -357,6 +359,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except SaidElsewhere:
+        # torchrun ends all processes once one has ended: let the one that speaks do so first.
+        time.sleep(_SAYING_SECONDS)
         return 2
     except UserError as error:
         print(f"lion-fast: {error}", file=sys.stderr)
