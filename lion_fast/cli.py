@@ -327,8 +327,10 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 
 
 _SAYING_SECONDS = 1.0
-# What a full disk answers; every other OSError that nobody foresaw is a bug.
+# What a full disk answers, and what a path that cannot be meant or may not be read does; every
+# other OSError that nobody foresaw is a bug.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_WAY = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
 
 
 def _peek(arguments: Sequence[str], flag: str) -> str | None:
@@ -369,6 +371,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         silence_stdout()
         return 128 + signal.SIGPIPE
     except OSError as error:
+        if error.errno in _NO_WAY and error.filename is not None:
+            print(f"lion-fast: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
         if error.errno not in _NO_ROOM:
             raise
         silence_stdout()

@@ -22,6 +22,7 @@ from lion_fast import UserError, cli, load_image_set, load_run
 from lion_fast.cli import main
 from lion_fast.config import TrainConfig
 from lion_fast.data.batches import normalised
+from lion_fast.training.checkpoint import NAME, load_checkpoint
 
 TINY = ["--growth-rate", "4", "--block-layers", "1", "--batch-size", "32", "--device", "cpu"]
 
@@ -76,9 +77,7 @@ def test_eval_computes_in_the_runs_precision(run, capsys):
 
 def test_eval_says_when_the_machine_lacks_the_runs_precision(run, tmp_path, capsys):
     elsewhere = shutil.copytree(run, tmp_path / "elsewhere")
-    summary = json.loads((run / "summary.json").read_text())
-    summary["resolved"]["precision"] = "fp16"
-    (elsewhere / "summary.json").write_text(json.dumps(summary))
+    torch.save(load_checkpoint(run) | {"precision": "fp16"}, elsewhere / NAME)
     assert main(["eval", str(elsewhere), "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
     assert "not in the run's precision: precision fp16 needs a CUDA GPU" in shown
@@ -315,6 +314,30 @@ def test_eval_of_a_run_without_checkpoint_is_one_line(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(TrainConfig().to_dict()))
     assert main(["eval", str(tmp_path)]) == 2
     assert "has no checkpoint yet" in capsys.readouterr().err
+
+
+LONG = "a" * 5000  # longer than any file system's names
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--dataset", LONG, "--device", "cpu"],
+        ["train", "--dataset", "digits", "--device", "cpu", "--out", LONG],
+        ["train", "--resume", LONG],
+        ["eval", LONG],
+        ["predict", LONG, "a.png"],
+        ["study", "quickstart", "--status", "--out", LONG],
+        ["study", "quickstart", "--import", LONG],
+        ["report", "quickstart", "--studies", LONG],
+    ],
+    ids=lambda arguments: " ".join(arguments).replace(LONG, "LONG"),
+)
+def test_a_path_that_no_file_system_takes_is_one_line(capsys, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lion-fast: ") and error.count("\n") == 1
 
 
 def test_predict_names_an_image_that_cannot_be_read(run, tmp_path, capsys):

@@ -17,7 +17,7 @@ from test_interrupts import Listener
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.training import train
+from lion_fast.training import evaluate, resolve, train
 from lion_fast.training.checkpoint import NAME, load_checkpoint
 from lion_fast.training.files import LOCK
 from lion_fast.training.resume import check_config
@@ -161,6 +161,29 @@ def test_folders_and_checkpoints_of_earlier_versions_still_open(run, config):
     whole = train(replace(config, max_steps=12)).run
     assert table(run) == table(whole)
     assert results(run) == results(whole)
+
+
+def test_a_resumed_run_keeps_the_precision_that_auto_was_where_it_began(config, monkeypatch):
+    config = replace(config, cpu_bf16=True)
+    monkeypatch.setattr(resolve, "cpu_bf16_instructions", lambda: "AMX")
+    run = train(config).run
+    whole = train(replace(config, max_steps=12))
+    assert whole.resolved["precision"] == "bf16"
+    monkeypatch.setattr(resolve, "cpu_bf16_instructions", lambda: None)
+    (run / "summary.json").unlink()
+    lines = Listener()
+    evaluate(run, console=lines)
+    assert "device cpu  precision bf16" in lines.lines
+    assert train(replace(config, max_steps=12), resume=run).resolved == whole.resolved
+    assert table(run) == table(whole.run)
+
+
+def test_a_run_in_a_precision_that_is_not_here_is_not_gone_on_with_in_another(run, config):
+    torch.save(load_checkpoint(run) | {"precision": "fp16"}, run / NAME)
+    before = contents(run)
+    with pytest.raises(UserError, match="computes in fp16, and .* needs a CUDA GPU: resume it th"):
+        train(replace(config, max_steps=12), resume=run)
+    assert contents(run) == before
 
 
 def test_a_checkpoint_of_another_network_is_one_line(run, config):

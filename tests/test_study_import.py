@@ -9,7 +9,7 @@ from lion_fast.errors import UserError
 from lion_fast.report.results import read_study
 from lion_fast.study.export import NAMES, export_csv
 from lion_fast.study.importing import import_csv
-from lion_fast.study.store import Table
+from lion_fast.study.store import Store, Table
 from lion_fast.study.studies import STUDIES
 
 STUDY = STUDIES["quickstart"]
@@ -23,7 +23,7 @@ def whole(config):
         "probes": probes([0.0, 0.5], [0.1, 0.2]),
         "validation": Table(["step", "seconds", "loss"], [[4, 0.5, 1.25]]),
     }
-    return {"steps_to_target": 80 + config.seed % 5, "tables": tables}
+    return {"steps": 4, "steps_to_target": config.seed % 5, "tables": tables}
 
 
 def rows(path):
@@ -53,10 +53,10 @@ def test_an_import_gives_back_what_was_exported(tmp_path):
 def test_runs_of_two_folders_become_one_study(tmp_path):
     study = STUDIES["headline"].override(stop_at_target=True)
     of_table6 = STUDIES["table6"].override(stop_at_target=True)
-    fill(of_table6, tmp_path / "a", lambda c: {"steps_to_target": 1000})
+    fill(of_table6, tmp_path / "a", lambda c: {"steps": 4, "steps_to_target": 1000})
     export_csv(of_table6, tmp_path / "a", tmp_path / "a-csv")
     new = study.override(seeds=(1001, 1002))
-    fill(new, tmp_path / "b", lambda c: {"steps_to_target": 1100})
+    fill(new, tmp_path / "b", lambda c: {"steps": 4, "steps_to_target": 1100})
     export_csv(new, tmp_path / "b", tmp_path / "b-csv")
     told = import_csv(study, tmp_path, [tmp_path / "a-csv", tmp_path / "b-csv"])
     assert [(each.num_taken, each.num_others) for each in told] == [(6, 6), (4, 0)]
@@ -106,6 +106,61 @@ def test_what_is_no_export_is_refused_in_one_line(tmp_path, capsys, content):
     error = capsys.readouterr().err
     assert "cannot read the export" in error or "is no export of a study" in error
     assert len(error.strip().splitlines()) == 1
+
+
+def damaged(folder, name, edit):
+    """The export with the rows of one file, the first of them its column names, edited."""
+    with open(folder / name, newline="", encoding="utf-8") as file:
+        lines = list(csv.reader(file))
+    columns = {column: number for number, column in enumerate(lines[0])}
+    edit(lines, columns)
+    with open(folder / name, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(lines)
+
+
+def write(column, value):
+    def edit(lines, columns):
+        lines[1][columns[column]] = value
+
+    return edit
+
+
+def without(column):
+    def edit(lines, columns):
+        for line in lines:
+            del line[columns[column]]
+
+    return edit
+
+
+DAMAGES = {
+    "a word as accuracy": (0, write("val_accuracy", "high"), "cannot take run"),
+    "a word as a head's": (0, write("val_accuracy_head0", "high"), "cannot take run"),
+    "no number of steps": (0, write("steps", "nan"), "cannot take run"),
+    "no column steps": (0, without("steps"), "no column steps"),
+    "no column key": (1, without("key"), "no column key"),
+    "no column step": (1, without("step"), "no column step"),
+    "a word as loss": (1, write("loss", "low"), "cannot take run"),
+    "a word as step": (1, write("step", "first"), "cannot take run"),
+    "a summary cut short": (0, lambda lines, _: lines[-1].__delitem__(slice(9, None)), "was cut"),
+    "a step cut short": (1, lambda lines, _: lines[-1].__delitem__(slice(3, None)), "was cut"),
+    "a value too many": (0, lambda lines, _: lines[1].append("1"), "was cut or edited"),
+    "steps cut off": (1, lambda lines, _: lines.__delitem__(slice(-2, None)), "2 of its 4 steps"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_export_is_refused_in_one_line_and_none_of_it_taken(tmp_path, capsys, name):
+    folder = exported(tmp_path, STUDY.override(seeds=(42,)))
+    file, edit, reason = DAMAGES[name]
+    damaged(folder, NAMES[file], edit)
+    arguments = ["study", "quickstart", "--import", str(folder), "--out", str(tmp_path / "here")]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert reason in error and len(error.strip().splitlines()) == 1
+    if (tmp_path / "here").exists():
+        with Store.open(STUDY.folder(tmp_path / "here")) as store:
+            assert all(cell.summary is None for _, cell in store.of(STUDY))
 
 
 def test_the_committed_exports_make_the_headline_of_ten_seeds(tmp_path, capsys):

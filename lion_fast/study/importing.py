@@ -3,7 +3,8 @@
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.study.export import NAMES
 from lion_fast.study.grid import Study, course
-from lion_fast.study.store import Store, Table
+from lion_fast.study.store import SUMMARY_KEYS, Store, Table
 
 _RESOLVED = ("device", "engine", "loader", "precision", "impl", "backbone")
 _OF_A_SUMMARY = frozenset(
@@ -24,6 +25,8 @@ _OF_A_SUMMARY = frozenset(
         *("peak_memory_mib", "num_parameters", "num_skipped_images", "jobs", "reused"),
     }
 )
+_NESTED = {"val_accuracy_per_head", "resolved", "environment"}
+_WANTED = (SUMMARY_KEYS - _NESTED) | {"key", "error"}
 _HEAD = re.compile(r"val_accuracy_head\d+")
 _PROBE = re.compile(r"gradient_ratio|(aux|main)_gradient_norm|aux_head\d+_weight_norm")
 _OF_NO_TABLE = frozenset({"key", "seed", "step", *course(TrainConfig())})
@@ -51,12 +54,13 @@ def import_csv(study: Study, out: Path, folders: Sequence[Path]) -> list[Importe
     """Add the runs of `study` among those that `export_csv` wrote to `folders`, to its store.
 
     A run is known by its key, the hash of its config, so that none enters that the study would not
-    itself have made. Its machine and versions come with it. Raises UserError on what is no export,
-    on runs of another version, and where no run at all is of the study.
+    itself have made. Its machine and versions come with it. Raises UserError on what is no whole
+    export, on runs of another version, and where no run at all is of the study; of a folder that is
+    refused no run is taken.
     """
-    exports = {folder: list(_read(folder / NAMES[0])) for folder in folders}
+    exports = {folder: list(_read(folder / NAMES[0], _WANTED)) for folder in folders}
     for folder, summaries in exports.items():
-        _check(folder, summaries)
+        _check_version(folder, summaries)
     keys = {cell.key for cell in study.cells()}
     if not keys & {row["key"] for summaries in exports.values() for row in summaries}:
         raise UserError(
@@ -67,12 +71,7 @@ def import_csv(study: Study, out: Path, folders: Sequence[Path]) -> list[Importe
         return [_import(study, store, folder, rows) for folder, rows in exports.items()]
 
 
-def _check(folder: Path, summaries: Sequence[dict[str, str]]) -> None:
-    missing = {"key", "error", "steps_to_target"} - set(summaries[0] if summaries else ())
-    if missing:
-        raise UserError(
-            f"{folder / NAMES[0]} is no export of a study: it has no column {min(missing)}"
-        )
+def _check_version(folder: Path, summaries: Sequence[dict[str, str]]) -> None:
     versions = {version for row in summaries if (version := row.get("lion-fast"))}
     if others := sorted(versions - {lion_fast.__version__}):
         raise UserError(
@@ -94,10 +93,18 @@ def _import(
         elif stored.summary is not None:
             counts["held"] += 1
         else:
-            taken[row["key"]] = stored.id, _summary(row, stored.config)
+            with _named(folder / NAMES[0], row["key"]):
+                taken[row["key"]] = stored.id, _summary(row, stored.config)
     steps = _steps(folder / NAMES[1], taken.keys())
+    whole = []
     for key, (cell_id, summary) in taken.items():
-        store.finish(cell_id, summary, _tables(steps[key]))
+        with _named(folder / NAMES[1], key):
+            tables = _tables(steps[key])
+            if len(steps[key]) < summary["steps"]:
+                raise ValueError(f"{len(steps[key])} of its {summary['steps']} steps are there")
+        whole.append((cell_id, summary, tables))
+    for cell_id, summary, tables in whole:
+        store.finish(cell_id, summary, tables)
     return Imported(folder, len(taken), counts["held"], counts["others"])
 
 
@@ -107,17 +114,18 @@ def _summary(row: dict[str, str], config: TrainConfig) -> dict[str, Any]:
     known = {*_OF_A_SUMMARY, *_RESOLVED, *heads, *course(config), "key", "error", "seed"}
     environment = {name for name in row if name not in known and not _HEAD.fullmatch(name)}
     return {
-        **{name: _number(row[name]) for name in row if name in _OF_A_SUMMARY},
+        **{name: _number_or_none(row[name]) for name in row if name in _OF_A_SUMMARY},
+        "steps": int(row["steps"]),
         "val_accuracy_per_head": [float(row[name]) for name in heads],
         "resolved": {name: row[name] for name in _RESOLVED if row.get(name)},
-        "environment": {name: _number(row[name]) for name in environment if row[name]},
+        "environment": {name: _value(row[name]) for name in environment if row[name]},
         "config": config.to_dict(),
     }
 
 
 def _steps(path: Path, keys: Iterable[str]) -> dict[str, list[dict[str, str]]]:
     steps: dict[str, list[dict[str, str]]] = {key: [] for key in keys}
-    for row in _read(path):
+    for row in _read(path, frozenset({"key", "step"})):
         if row["key"] in steps:
             steps[row["key"]].append(row)
     return steps
@@ -147,22 +155,52 @@ def _tables(steps: Sequence[dict[str, str]]) -> dict[str, Table]:
     }
 
 
-def _number(text: str) -> Any:
-    """Return what an export wrote: a number, a truth value, a word, or None."""
+def _number(text: str) -> int | float:
+    """Return what an export wrote as a number or a truth value; raises ValueError."""
     if text in ("True", "False"):
         return text == "True"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text or None
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
-def _read(path: Path) -> Iterable[dict[str, str]]:
+def _number_or_none(text: str) -> int | float | None:
+    return _number(text) if text else None
+
+
+def _value(text: str) -> int | float | str:
+    """Return what an export wrote, a number or a word."""
+    try:
+        return _number(text)
+    except ValueError:
+        return text
+
+
+@contextmanager
+def _named(path: Path, key: str) -> Iterator[None]:
+    """Name the file and the run of a value that is none."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"cannot take run {key} of {path}: {error}: export it anew") from None
+
+
+def _read(path: Path, wanted: frozenset[str]) -> Iterator[dict[str, str]]:
+    """Yield the rows of an export, which has the columns `wanted` at least; raises UserError."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(file)
+            rows = csv.reader(file)
+            columns = next(rows, [])
+            if missing := wanted - set(columns):
+                raise UserError(f"{path} is no export of a study: it has no column {min(missing)}")
+            for row in rows:
+                if len(row) != len(columns):
+                    raise UserError(
+                        f"line {rows.line_num} of {path} has {len(row)} values and the first"
+                        f" {len(columns)} names: it was cut or edited; export it anew"
+                    )
+                yield dict(zip(columns, row, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the export {path}: {reason}") from None

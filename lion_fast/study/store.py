@@ -42,7 +42,7 @@ _FLOCK = struct.Struct("@hhqqi0q")
 
 
 # What status, conclusion and report read of every finished run.
-_SUMMARY_KEYS = frozenset(
+SUMMARY_KEYS = frozenset(
     {
         *("steps", "target_accuracy", "steps_to_target", "seconds_to_target"),
         *("init_seconds", "setup_seconds", "train_seconds", "total_seconds"),
@@ -222,7 +222,7 @@ class Store:
             summary = json.loads(text)
         except ValueError:
             raise UserError(self._damaged(f"run {key} has no valid JSON as its summary")) from None
-        lacking = sorted(_SUMMARY_KEYS - set(summary if isinstance(summary, dict) else ()))
+        lacking = sorted(SUMMARY_KEYS - set(summary if isinstance(summary, dict) else ()))
         if lacking:
             raise UserError(self._damaged(f"the summary of run {key} lacks {', '.join(lacking)}"))
         return summary

@@ -28,6 +28,7 @@ from lion_fast.training.progress import Reporter, Steady, farewell
 from lion_fast.training.ranks import ranks_here
 from lion_fast.training.resolve import resolve
 from lion_fast.training.restart import unmark_run
+from lion_fast.training.resume import in_its_precision
 from lion_fast.training.reuse import StepCache
 from lion_fast.training.run import Run, opened
 from lion_fast.training.rundir import anchored
@@ -72,7 +73,7 @@ def train(
     screen = Steady(console if console and ranks_here().leads else Silent())
     with StopSignals() as signals, closing(screen), memory_advice(config), joined() as world:
         with world.agreed():
-            resolved = resolve(world.placed(config))
+            resolved = resolve(world.placed(in_its_precision(config, resume)))
         world.connect(config, resolved)
         picked = "  ".join(f"{name} {value}" for name, value in resolved.to_dict().items())
         screen.say([f"{config.dataset}  {config.arch}  {config.init}  seed {config.seed}", picked])

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from lion_fast.config import TrainConfig
+from lion_fast.config import Precision, TrainConfig
 from lion_fast.data.dataset import DataSet
 from lion_fast.data.facts import DataFacts
 from lion_fast.errors import UserError
 from lion_fast.training.checkpoint import load_checkpoint
 from lion_fast.training.files import locked
+from lion_fast.training.resolve import precision_refusal, resolve
 from lion_fast.training.rundir import RunFolder, anchored
 
 
@@ -60,6 +62,22 @@ def check_config(folder: Path | str, checkpoint: dict[str, Any]) -> TrainConfig:
             f" ({error}): restore it"
         ) from None
     return trained
+
+
+def in_its_precision(config: TrainConfig, path: Path | str | None) -> TrainConfig:
+    """Return `config` with the precision that `auto` was where the run folder `path` began.
+
+    Half a run in another precision would be neither machine's run. Raises UserError where this
+    machine cannot compute in it.
+    """
+    checkpoint = load_checkpoint(Path(path)) if path is not None else None
+    told: Precision = checkpoint.get("precision", "auto") if checkpoint else "auto"
+    if config.precision != "auto" or told == "auto" or told not in get_args(Precision):
+        return config
+    if refusal := precision_refusal(told, resolve(config).device):
+        reason, _, _ = refusal.partition(":")
+        raise UserError(f"{path} computes in {told}, and {reason}: resume it there, or start anew")
+    return replace(config, precision=told)
 
 
 def check_data(images: DataSet, earlier: Earlier) -> None:

@@ -156,7 +156,11 @@ class Run:
         self.world, self.keeps = world, False
         self.ready: Prepared | None = None
         num_aux = len(step.model.heads.aux)
-        facts = {"own": own_parts, "data": images.facts().to_dict()}
+        facts = {
+            "own": own_parts,
+            "data": images.facts().to_dict(),
+            "precision": resolved.precision,
+        }
         self.history = History(
             num_heads=num_aux + 1,
             batch_size=config.batch_size,

@@ -135,7 +135,7 @@ def evaluate(
     """
     console = console or Silent()
     folder, config, checkpoint = _open(run)
-    precision = _precision_of(folder, config)
+    precision = _precision_of(folder, config, checkpoint)
     here = _anywhere(config, device)
     refusal = precision_refusal(precision, resolve(here).device)
     if refusal is None:
@@ -215,11 +215,16 @@ def _first_complaint(error: RuntimeError) -> str:
     return next(iter(lines), str(error))
 
 
-def _precision_of(folder: Path, config: TrainConfig) -> Precision:
-    """Return the precision that a run trained in: its summary knows what `auto` was there."""
-    try:
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        told = summary["resolved"]["precision"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return config.precision
+def _precision_of(folder: Path, config: TrainConfig, checkpoint: dict[str, Any]) -> Precision:
+    """Return the precision that a run trained in, whatever `auto` was there.
+
+    Checkpoints of earlier versions do not say it; then the summary does, if the run ended.
+    """
+    told = checkpoint.get("precision")
+    if told is None:
+        try:
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            told = summary["resolved"]["precision"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return config.precision
     return told if told in get_args(Precision) else config.precision
