@@ -8,7 +8,6 @@ import errno
 import json
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -326,7 +325,6 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 }
 
 
-_SAYING_SECONDS = 1.0
 # What a full disk answers, and what a path that cannot be meant or may not be read does; every
 # other OSError that nobody foresaw is a bug.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -361,8 +359,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except SaidElsewhere:
-        # torchrun ends all processes once one has ended: let the one that speaks do so first.
-        time.sleep(_SAYING_SECONDS)
         return 2
     except UserError as error:
         print(f"lion-fast: {error}", file=sys.stderr)
