@@ -13,8 +13,11 @@ from run_results import table
 from world_runs import CHECKPOINT, STEPS
 
 from lion_fast import cli
-from lion_fast.errors import SaidElsewhere
+from lion_fast.errors import SaidElsewhere, UserError
+from lion_fast.study.runner import run_study
+from lion_fast.study.studies import find_study
 from lion_fast.training.checkpoint import load_checkpoint
+from lion_fast.training.ranks import ranks_here
 
 TESTS = Path(__file__).parent
 BAD_INPUT = {
@@ -118,6 +121,20 @@ def test_what_another_process_says_is_not_said_twice(monkeypatch, capsys):
     monkeypatch.setitem(cli._COMMANDS, "train", (fails, ""))
     assert cli.main(["train"]) == 2
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_study_is_not_started_by_torchrun(monkeypatch, tmp_path):
+    for name, value in environment(0, 2).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="torchrun has started 2"):
+        run_study(find_study("quickstart"), tmp_path)
+
+
+def test_an_incomplete_environment_is_said_in_one_line(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UserError, match="WORLD_SIZE is 2, but RANK is ''"):
+        ranks_here()
 
 
 def test_local_statistics_are_another_course(alone, two):

@@ -15,6 +15,7 @@ from lion_fast.study.status import cell_states, num_cores, steps_done, time_left
 from lion_fast.study.stopping import signal_of, stop_signals
 from lion_fast.study.store import Store
 from lion_fast.training.console import clock
+from lion_fast.training.ranks import ranks_here
 
 PROGRESS_SECONDS = 60.0
 """Silence after which the steps of the runs in flight are said."""
@@ -47,6 +48,8 @@ def run_study(
     """
     if jobs < 1:
         raise UserError(f"jobs is {jobs}: it must be at least 1")
+    if (size := ranks_here().size) > 1:
+        raise UserError(f"a study is one process, and torchrun has started {size}: leave it out")
     with Store.create(study, out) as store, stop_signals():
         return _Start(study, store, jobs, say, trainer).execute()
 

@@ -1,7 +1,9 @@
 """Going on by itself after `torchrun --max-restarts` has started the processes of a run again.
 
 A marker in the folder of runs leads from torchrun's id of the job to the run folder. It serves as
-long as rank 0 finds it: on the same machine, or on a file system that machines share.
+long as rank 0 finds it: on the same machine, or on a file system that machines share. With
+`--standalone`, set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1: restarted processes otherwise often meet
+stale keys of the first attempt in the store that they share with torchrun, and fail.
 """
 
 import os

@@ -8,6 +8,7 @@ none waits for another that has gone.
 import hashlib
 import platform
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +32,7 @@ _Value = TypeVar("_Value")
 
 # The longest that one process may be busy while others wait: a download of CIFAR-10.
 _TIMEOUT = timedelta(minutes=30)
+_SAYING_SECONDS = 1.0
 # Where things lie may differ between machines; the data themselves are compared.
 _MAY_DIFFER = ("dataset", "data_dir", "out")
 
@@ -211,6 +213,11 @@ def joined() -> Iterator[World]:
         _meet(ranks)
     try:
         yield World(ranks)
+    except SaidElsewhere:
+        if is_ours:
+            # torchrun ends all processes once one has ended: let the one that speaks do so first.
+            time.sleep(_SAYING_SECONDS)
+        raise
     except RuntimeError as error:
         # Leaving properly would wait for those that have gone.
         if not _is_loss(error):
