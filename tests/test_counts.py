@@ -27,7 +27,7 @@ EXPECTED = {
     "eager": (
         (4, 0, 74, 17),
         95,
-        {"backward": 6619878, "forward": 4149270, "optimizer": 83520, "other": 298956},
+        {"backward": 6619986, "forward": 4149270, "optimizer": 83520, "other": 298848},
     ),
     "compile": ((4, 53, 10, 17), 84, COMPILED_BYTES),
     "graph": ((4, 53, 10, 17), 1, COMPILED_BYTES),

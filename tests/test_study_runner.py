@@ -32,6 +32,7 @@ from lion_fast.study.status import (
     steps_done,
     time_left,
 )
+from lion_fast.study.stopping import STOPPING
 from lion_fast.study.store import Store, StoredCell
 
 TESTS = Path(__file__).parent
@@ -369,13 +370,15 @@ def test_a_worker_that_has_just_finished_is_deaf_to_an_interrupt(tmp_path, monke
         _thread.interrupt_main()  # flagged now, raised at the next call
 
     monkeypatch.setattr(local, "_serve", serve_and_be_interrupted)
-    before = signal.getsignal(signal.SIGINT)
+    # What stays ignored here, every process that a later test starts would ignore too.
+    before = {number: signal.getsignal(number) for number in STOPPING}
     try:
         local._work(None, tmp_path, 1, fake_train)
         _thread.interrupt_main()
         time.sleep(0.01)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
