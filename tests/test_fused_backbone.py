@@ -153,7 +153,8 @@ def test_norms_that_differ_are_refused(change):
         model.pooled_taps(torch.randn(2, 3, 16, 16))
 
 
-def test_a_run_trains_fused_is_evaluated_and_resumes(tmp_path):
+def test_a_run_trains_fused_is_evaluated_and_resumes(tmp_path, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")  # where no kernel runs, the modules evaluate
     config = config_of("fused", impl="torch", out=tmp_path, max_steps=3, gradient_ratio_every=2)
     summary = train(config)
     assert summary.resolved["backbone"] == "fused"

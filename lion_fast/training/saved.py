@@ -172,7 +172,13 @@ def _open(run: Path | str) -> tuple[Path, TrainConfig, dict[str, Any]]:
 def _anywhere(config: TrainConfig, device: str) -> TrainConfig:
     """Return `config` without what it says of the machine that it trained on."""
     return replace(
-        config, device=device, engine="auto", loader="auto", precision="auto", impl="auto"
+        config,
+        device=device,
+        engine="auto",
+        loader="auto",
+        precision="auto",
+        impl="auto",
+        backbone="auto",
     )
 
 
