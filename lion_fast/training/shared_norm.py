@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed._functional_collectives as functional
+import torch.distributed._functional_collectives as collectives
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -45,49 +46,57 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
 
 class _SharedNorm(torch.autograd.Function):
+    """Every pass over a map is one of PyTorch's own batch-norm kernels, on whichever device.
+
+    Tensor operations would each read the map anew, and reductions over the channels of a
+    channels_last map are slow on the CPU.
+    """
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: str, num_ranks: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the normalised x, and mean (C,) and biased variance (C,) over all ranks."""
-        values = _wide(x)
-        own_variance, own_mean = torch.var_mean(values, (0, 2, 3), correction=0)
+        # Without an eps, so that the variance can be had back from 1 / sqrt(variance).
+        _, own_mean, own_scale = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, 0)
         # (W, 2, C), in the same order on every rank: all compute the same bits from them.
-        found = _gather(torch.stack([own_mean, own_variance]), group, num_ranks)
+        found = _gather(torch.stack([own_mean, own_scale**-2]), group, num_ranks)
         mean = found[:, 0].mean(0)
         variance = found[:, 1].mean(0) + (found[:, 0] - mean).square().mean(0)
-        scale = torch.rsqrt(variance + eps)
-        y = (values - _map(mean)) * _map(weight * scale) + _map(bias)
-        ctx.save_for_backward(x, weight, mean, scale)
-        ctx.group, ctx.num_ranks = group, num_ranks
+        y = _normalise(x, mean, variance, weight, bias, eps)
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.eps, ctx.group, ctx.num_ranks = eps, group, num_ranks
         ctx.mark_non_differentiable(mean, variance)
-        return y.to(x.dtype), mean, variance
+        return y, mean, variance
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of this rank's x, and its part of those of weight and bias."""
-        x, weight, mean, scale = ctx.saved_tensors
-        dy = _wide(grad)
-        normalised = (_wide(x) - _map(mean)) * _map(scale)
-        sums = torch.stack([dy.sum((0, 2, 3)), (dy * normalised).sum((0, 2, 3))])
+        """Return the gradients of this rank's x, and its part of those of weight and bias.
+
+        With n of x normalised: dx = weight / sqrt(variance + eps) * (dy - mean(dy) - n mean(dy n)).
+        """
+        x, weight, mean, variance = ctx.saved_tensors
+        # As if mean and variance were constants: the first term, and both sums of this rank.
+        dx, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
         num = x.numel() // x.shape[1] * ctx.num_ranks
-        means = _gather(sums, ctx.group, ctx.num_ranks).sum(0) / num
-        dx = _map(weight * scale) * (dy - _map(means[0]) - normalised * _map(means[1]))
-        return dx.to(x.dtype), sums[1], sums[0], None, None, None
+        sums = _gather(torch.stack([of_weight, of_bias]), ctx.group, ctx.num_ranks).sum(0)
+        scale, shift = -weight * torch.rsqrt(variance + ctx.eps) * sums / num
+        dx = dx + _normalise(x, mean, variance, scale, shift, ctx.eps)
+        return dx, of_weight, of_bias, None, None, None
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _map(channels: Tensor) -> Tensor:
-    return channels[:, None, None]
+def _normalise(
+    x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
+    return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
 
 def _gather(x: Tensor, group: str, num_ranks: int) -> Tensor:
     """Return x of every rank, (W, ...), in order of ranks."""
     gathered = torch.ops._c10d_functional.all_gather_into_tensor(x, num_ranks, group)
-    return functional.wait_tensor(gathered).view(num_ranks, *x.shape)
+    return collectives.wait_tensor(gathered).view(num_ranks, *x.shape)
 
 
 def share_norms(model: nn.Module, resolved: Resolved, world: World) -> None:
