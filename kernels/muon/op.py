@@ -25,7 +25,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..dispatch import Impl, resolve_impl
 from .launch import COEFFICIENTS, EPS, ITERATIONS, MAX_ROWS, muon_launch, scale_of
@@ -93,11 +92,6 @@ def _(weights, grads, averages, lr, momentum, weight_decay):
     return None
 
 
-# Matrices that the kernel leaves, of up to so many rows, iterate together: their launches cost more
-# than what padding adds.
-_PADDED = 64
-
-
 def _grouped_(
     weights: list[Tensor],
     grads: list[Tensor],
@@ -119,8 +113,7 @@ def _grouped_(
         # (k, rows, columns); one matrix needs no copy.
         single = len(indices) == 1
         stack = aheads[indices[0]][None] if single else torch.stack([aheads[i] for i in indices])
-        rows = min(shape)
-        of_rows[_PADDED if MAX_ROWS < rows < _PADDED else rows].append((indices, stack))
+        of_rows[min(shape)].append((indices, stack))
     order: list[int] = []
     updates: list[Tensor] = []
     for found in of_rows.values():
@@ -133,24 +126,14 @@ def _grouped_(
 
 
 def _by_gram(stacks: list[Tensor], lr: Tensor) -> list[Tensor]:
-    """Return lr X_5 of every stack; Gram matrices smaller than the largest are padded by zeros.
-
-    The padding stays apart: p(A) of a matrix of two blocks has two blocks.
-    """
+    """Return lr X_5 of every stack; their Gram matrices are of one size."""
     # u @ u^T for (n, m), u^T @ u for (m, n)
     grams = [u.mT @ u if _is_tall(u) else u @ u.mT for u in stacks]
-    sides = [gram.shape[-1] for gram in grams]
-    most = max(sides)
-    padded = [
-        gram if side == most else functional.pad(gram, (0, most - side, 0, most - side))
-        for gram, side in zip(grams, sides, strict=True)
-    ]
-    gram = padded[0] if len(padded) == 1 else torch.cat(padded)
+    gram = grams[0] if len(grams) == 1 else torch.cat(grams)
     square = gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(EPS**2)[:, None, None]
     q = _polynomial(gram / square) * (lr / square.sqrt())
     parts = q.split([len(u) for u in stacks])
-    factors = [part[:, :side, :side] for part, side in zip(parts, sides, strict=True)]
-    return [u @ p.mT if _is_tall(u) else p @ u for u, p in zip(stacks, factors, strict=True)]
+    return [u @ p.mT if _is_tall(u) else p @ u for u, p in zip(stacks, parts, strict=True)]
 
 
 def _is_tall(stack: Tensor) -> bool:
@@ -188,11 +171,11 @@ def muon_update_(
     their shapes; averages in their layout, zero before the first step, updated in place as well.
     lr: 0-D tensor on the device, so that a captured graph follows a schedule.
 
-    With Triton one launch takes all weights whose smaller side is at most 32, a program each.
+    With Triton one launch takes all weights whose smaller side is at most 64, a program each.
     Larger ones, and every one without Triton, take batched matrix products: those of one shape
-    share two, those of as many rows, or of 33 to 64, the iteration, nothing waits for the device,
-    and a CUDA graph can capture it. There a matrix product is PyTorch's, TF32 if that is allowed.
-    Autocast changes nothing.
+    share two, those of as many rows the iteration, nothing waits for the device, and a CUDA graph
+    can capture it. There a matrix product is PyTorch's, TF32 if that is allowed. Autocast changes
+    nothing.
 
     fp32; fp64 without Triton. In fp32 an entry of X_5, whose size is at most about 1, is within
     1e-3 of the textbook in fp64 and typically within 1e-5 (tests/test_muon.py).
