@@ -228,6 +228,16 @@ def test_corollary_1_holds_where_some_ramp_takes_as_many_steps(tmp_path, nearest
     assert "nearest ramp (300 steps)" in found.evidence
 
 
+def test_corollary_1_waits_for_every_ramp_and_seed(tmp_path):
+    def result(config):
+        is_missing = config.aux_warmup_steps == 1000 and config.seed == 456
+        return None if is_missing else {"steps_to_target": 1000 + SPREAD[config.seed]}
+
+    found = verdict(judged(tmp_path, "warmup", result), "Corollary 1")
+    assert found.verdict == "not tested"
+    assert "14 of 15 runs have finished" in found.evidence
+
+
 @pytest.mark.parametrize(
     ("of_lion", "expected", "n"),
     [
