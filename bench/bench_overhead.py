@@ -30,7 +30,7 @@ BENCHMARK = {
 
 INITS: tuple[Init, Init] = ("lion_dg", "he")
 BOUND = {"cuda": 0.01, "cpu": 0.03}
-TINY: dict[str, Any] = {"growth_rate": 2, "block_layers": 1, "base_width": 4, "batch_size": 8}
+TINY: dict[str, Any] = {"growth_rate": 2, "block_layers": 1, "base_width": 8, "batch_size": 8}
 CPU_BATCH_SIZE = {"densenet_ds": 128, "resnet_ds": 16}  # a step of either takes half a second
 NUM_STEPS = 64  # each round rewinds
 

@@ -38,7 +38,7 @@ def config(request, stripes):
         arch=request.param,
         growth_rate=2,
         block_layers=1,
-        base_width=4,
+        base_width=8,
         batch_size=8,
         device="cpu",
         engine="eager",
