@@ -106,7 +106,7 @@ def test_gradnorm_gives_a_head_that_learns_slowly_more_gradient(model):
     assert all(slow > weight for weight in quick)
 
 
-@pytest.mark.parametrize("build", [densenet_ds, lambda: resnet_ds(base_width=4)])
+@pytest.mark.parametrize("build", [densenet_ds, lambda: resnet_ds(base_width=8)])
 def test_gradnorm_measures_at_the_last_convolution_before_the_first_tap(build, batch):
     net = build()
     weight = last_shared_weight(net, head_losses(net, *batch))

@@ -15,7 +15,7 @@ from lion_fast.training.losses import LossOptions
 
 MODELS = {
     "densenet": lambda: densenet_ds(growth_rate=4, block_layers=1),
-    "resnet": lambda: resnet_ds(base_width=4),
+    "resnet": lambda: resnet_ds(base_width=8),
 }
 both = pytest.mark.parametrize("build", MODELS.values(), ids=list(MODELS))
 

@@ -14,7 +14,7 @@ from lion_fast.models import densenet_ds, resnet_ds
 
 SMALL = {
     "densenet": lambda: densenet_ds(growth_rate=4, block_layers=1),
-    "resnet": lambda: resnet_ds(base_width=4),
+    "resnet": lambda: resnet_ds(base_width=8),
 }
 both = pytest.mark.parametrize("build", SMALL.values(), ids=list(SMALL))
 every_method = pytest.mark.parametrize("method", METHODS)

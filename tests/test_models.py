@@ -17,8 +17,8 @@ from lion_fast.models import DeeplySupervised, build_model, densenet_ds, resnet_
 
 SMALL = {
     "densenet": lambda k=10: densenet_ds(k, growth_rate=4, block_layers=2),
-    "side_tap": lambda k=10: resnet_ds(k, base_width=4),
-    "residual": lambda k=10: resnet_ds(k, "residual", base_width=4),
+    "side_tap": lambda k=10: resnet_ds(k, base_width=8),
+    "residual": lambda k=10: resnet_ds(k, "residual", base_width=8),
 }
 every_model = pytest.mark.parametrize("name", SMALL)
 
@@ -182,7 +182,7 @@ def test_build_model_follows_the_config():
     model = build_model(TrainConfig(growth_rate=4, block_layers=1), 7, (16, 16))
     assert model.blocks[0].layers[0].conv.out_channels == 4
     assert model.heads.main.linear.out_features == 7
-    config = TrainConfig(arch="resnet_ds", placement="residual", base_width=4)
+    config = TrainConfig(arch="resnet_ds", placement="residual", base_width=8)
     assert build_model(config, 10, (8, 9)).placement == "residual"
 
 

@@ -142,7 +142,7 @@ def scenarios(config: TrainConfig, rank: int) -> dict[str, Callable[[], Any]]:
         "local": lambda: train(replace(config, batch_norm="local")),
         "shards": lambda: train(shards),
         "resnet_shards": lambda: train(
-            replace(shards, arch="resnet_ds", base_width=4, optimizer="muon", max_steps=4)
+            replace(shards, arch="resnet_ds", base_width=8, optimizer="muon", max_steps=4)
         ),
         "compiled": lambda: train(replace(config, engine="compile")),
         "stopped": lambda: train(replace(mine, log_every=1), console=Stops()),
