@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from lion_fast.config import TrainConfig
+from lion_fast.data.arrays import LabelledArrays
 from lion_fast.data.cifar import read_cifar
 from lion_fast.data.dataset import DataSet
 from lion_fast.data.digits import read_digits
@@ -20,6 +21,15 @@ from lion_fast.errors import UserError
 
 DEFAULT_DATA_DIR = Path("~/.cache/lion-fast")
 BUILT_IN = ("digits", "cifar10", "cifar100")
+_LENT: dict[str, LabelledArrays] = {}
+
+
+def lend(dataset: str, arrays: LabelledArrays) -> None:
+    """From now on read `dataset`, as configs call it, from `arrays` in this process.
+
+    They are what `read_arrays` returned where its files lie, which need not be here then.
+    """
+    _LENT[dataset] = arrays
 
 
 def open_data(config: TrainConfig, loader: str) -> DataSet:
@@ -45,27 +55,41 @@ def load_image_set(config: TrainConfig) -> ImageSet:
     set, when it cannot be read (see `read_cifar`, `read_npz`, `read_image_folder`), and when no
     classifier can be trained on it (see `ImageSet.from_arrays`).
     """
+    arrays = take_subset(
+        read_arrays(config), config.dataset, config.num_classes, config.train_fraction
+    )
+    path = Path(config.dataset).expanduser()
+    is_npz = config.dataset not in BUILT_IN and path.suffix.lower() == ".npz" and not path.is_dir()
+    return ImageSet.from_arrays(
+        path.stem if is_npz else path.resolve().name, arrays, config.dataset
+    )
+
+
+def read_arrays(config: TrainConfig) -> LabelledArrays:
+    """Read the set that `config.dataset` names, all of it, or what was lent under that name.
+
+    Raise UserError as `load_image_set` does.
+    """
     dataset, path = config.dataset, Path(config.dataset).expanduser()
+    lent = _LENT.get(dataset)
     is_folder = dataset not in BUILT_IN and path.is_dir()
     is_npz = path.is_file() and path.suffix.lower() == ".npz"
-    if not (dataset in BUILT_IN or is_folder or is_npz):
+    if not (dataset in BUILT_IN or is_folder or is_npz or lent):
         raise UserError(_unknown(dataset, path))
     if config.image_size is not None and not is_folder:
         raise UserError(
             f"image_size is {config.image_size}, but only images of a folder are resized, "
             f"not those of {dataset}: leave it out"
         )
+    if lent is not None:
+        return lent
     if dataset == "digits":
-        arrays = read_digits()
-    elif dataset in BUILT_IN:
-        arrays = read_cifar(dataset, (config.data_dir or DEFAULT_DATA_DIR).expanduser())
-    elif is_folder:
-        arrays = read_image_folder(path, config.image_size, config.skip_corrupt, config.num_classes)
-    else:
-        arrays = read_npz(path)
-    arrays = take_subset(arrays, dataset, config.num_classes, config.train_fraction)
-    name = path.stem if is_npz else path.resolve().name
-    return ImageSet.from_arrays(name, arrays, dataset)
+        return read_digits()
+    if dataset in BUILT_IN:
+        return read_cifar(dataset, (config.data_dir or DEFAULT_DATA_DIR).expanduser())
+    if is_folder:
+        return read_image_folder(path, config.image_size, config.skip_corrupt, config.num_classes)
+    return read_npz(path)
 
 
 def open_test_data(config: TrainConfig, facts: DataFacts) -> DataSet:
