@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.study import runner
 from lion_fast.study.grid import Study, grid
-from lion_fast.study.pools import local
+from lion_fast.study.pools import local, worker
+from lion_fast.study.pools.local import LocalPool
 from lion_fast.study.runner import run_study
 from lion_fast.study.status import (
     CellState,
@@ -123,11 +125,6 @@ def refuse(*_):
     raise UserError("database or disk is full")
 
 
-def train_that_fills_the_disk(config, resume, jobs):
-    Store.finish = refuse  # in the worker's process alone
-    return fake_train(config, resume, jobs)
-
-
 def events(tmp_path):
     """What the fake trainers did: event, initialisation, seed, process."""
     text = (tmp_path / "fake" / "runs" / "log.txt").read_text(encoding="utf-8")
@@ -195,12 +192,50 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(tmp_path, trainer, w
     assert None not in summaries(tmp_path)
 
 
-def test_a_store_that_cannot_be_written_ends_the_study_and_the_run_is_not_lost(tmp_path):
-    with pytest.raises(UserError, match="disk is full"):
-        run_study(STUDY, tmp_path, trainer=train_that_fills_the_disk, say=str)
+def test_a_store_that_cannot_be_written_ends_the_study_and_the_run_is_not_lost(
+    tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="disk is full"):
+        patch.setattr(Store, "finish", refuse)
+        run_study(STUDY, tmp_path, trainer=fake_train, say=str)
     assert len(started(tmp_path)) == 1
     run_study(STUDY, tmp_path, trainer=fake_train, say=str)
     assert [summary["resumed_at"] for summary in summaries(tmp_path)] == [NUM_STEPS, 0, 0, 0, 0, 0]
+
+
+class LossyPool(LocalPool):
+    """Loses its slots, as a cluster does whose nodes die, `losses` times."""
+
+    def __init__(self, losses, trainer):
+        super().__init__(1, trainer)
+        self.losses = losses
+
+    def hear(self, seconds):
+        if not self.losses:
+            return super().hear(seconds)
+        self.losses -= 1
+        slot = next(iter(self.workers.values()))
+        slot.process.kill()
+        ((_, ended),) = super().hear(seconds)
+        return [(slot, ended._replace(manner="its node has gone", is_lost=True))]
+
+
+@pytest.mark.parametrize(("losses", "num_failed"), [(2, 0), (runner.MOST_ATTEMPTS, 1)])
+def test_a_cell_that_is_lost_is_tried_again_but_not_for_ever(tmp_path, losses, num_failed):
+    said = []
+    study = STUDY.override(seeds=(1,))
+    outcome = run_study(
+        study,
+        tmp_path,
+        trainer=fake_train,
+        say=said.append,
+        make_pool=partial(LossyPool, losses),
+    )
+    assert (outcome.num_done, outcome.num_failed) == (3 - num_failed, num_failed)
+    assert sum("lost    he" in text for text in said) == losses - num_failed
+    with Store.open(tmp_path / "fake") as store:
+        errors = [each.error for _, each in store.of(study)]
+    assert errors == ["its node has gone" if num_failed else None, None, None]
 
 
 SCRIPT = f"""
@@ -369,11 +404,11 @@ def test_a_worker_that_has_just_finished_is_deaf_to_an_interrupt(tmp_path, monke
     def serve_and_be_interrupted(*_):
         _thread.interrupt_main()  # flagged now, raised at the next call
 
-    monkeypatch.setattr(local, "_serve", serve_and_be_interrupted)
+    monkeypatch.setattr(worker, "_serve", serve_and_be_interrupted)
     # What stays ignored here, every process that a later test starts would ignore too.
     before = {number: signal.getsignal(number) for number in STOPPING}
     try:
-        local._work(None, tmp_path, 1, fake_train)
+        worker.work(None, 1, fake_train)
         _thread.interrupt_main()
         time.sleep(0.01)
     finally:
@@ -422,7 +457,7 @@ def test_the_time_left_counts_steps_and_jobs(tmp_path):
 
 
 def test_more_jobs_than_cores_are_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "num_cores", lambda: 2)
+    monkeypatch.setattr(local, "num_cores", lambda: 2)
     said = []
     run_study(STUDY, tmp_path, jobs=3, trainer=fake_train, say=said.append)
     assert any("oversubscribed: 3 runs at a time share 2 cores" in text for text in said)

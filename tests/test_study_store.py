@@ -208,7 +208,7 @@ def hold(store, cell_id):
 def test_a_claim_excludes_other_processes_and_dies_with_its_own(store, ending):
     mine, other, *_ = [cell.id for cell in store.cells()]
     with store.claim(mine) as held:
-        assert held
+        assert held and store.claimed_by(mine) == os.getpid()
         process, answer = hold(store, mine)
         process.communicate()
         assert answer == "False"

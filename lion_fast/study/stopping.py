@@ -57,6 +57,13 @@ def signals_blocked() -> Iterator[None]:
     The study passes on what it hears, once.
     """
     resource_tracker.ensure_running()  # its own start would unblock the signals
+    with signals_held():
+        yield
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let signals that come inside wait for its end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield

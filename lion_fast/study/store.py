@@ -87,6 +87,7 @@ class Store:
         """
         self.folder, self.path = folder, folder / "study.sqlite"
         self._opened = ExitStack()
+        self._claimed: set[int] = set()
         with self._plain_errors():
             if reading and not _writable(folder):
                 self._database = self._connect_to_read()
@@ -257,10 +258,17 @@ class Store:
                 done = self._query(
                     "SELECT 1 FROM cells WHERE id = ? AND summary IS NOT NULL", (cell_id,)
                 )
-            yield held and not done
+            mine = {cell_id} if held and not done else set()
+            self._claimed |= mine
+            try:
+                yield bool(mine)
+            finally:
+                self._claimed -= mine
 
     def claimed_by(self, cell_id: int) -> int | None:
-        """Return the id of the other process that runs a cell now; None where there is none."""
+        """Return the id of the process that runs a cell now; None where there is none."""
+        if cell_id in self._claimed:  # F_GETLK is silent about a process's own locks
+            return os.getpid()
         if self._lock_file is None:
             return None
         wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, cell_id, 1, 0)
