@@ -52,6 +52,7 @@ setup(
     extras_require={
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "dali-cu12": ["nvidia-dali-cuda120>=2.2"],
+        "ray": ["ray>=2.60"],
         "tensorboard": ["tensorboard>=2.16"],
         "dev": [
             "hypothesis>=6.100",

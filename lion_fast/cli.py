@@ -91,8 +91,17 @@ class _StudyArguments:
     reduced-sensitivity, speedrun, speedrun_init, speedrun_bf16, or a TOML file."""
     seeds: tuple[int, ...] | None = None
     """Seeds of every variant, such as 42 123. Default: the study's."""
-    jobs: int = 1
-    """Runs at a time. More than 1 finishes sooner, but each run's seconds then say less."""
+    jobs: int | None = None
+    """Runs at a time; default 1, or with --ray as many as fit. More than 1 finishes sooner, but
+    each run's seconds then say less."""
+    ray: str | None = None
+    """Run on a Ray cluster: local (start one here), auto (the one this machine is a node of), or
+    HOST:PORT of its head."""
+    gpus_per_run: float | None = None
+    """With --ray: share of a GPU that each run has, such as 0.25. Default: none, runs on the
+    CPU."""
+    cpus_per_run: int | None = None
+    """With --ray: CPU threads that each run has. Default: 1."""
     max_steps: int | None = None
     """Steps to train at most. Default: the study's."""
     stop_at_target: bool = False
@@ -278,6 +287,12 @@ def _check_study_flags(parsed: _StudyArguments) -> None:
         raise UserError(f"{' and '.join(given)} exclude each other: give one at a time")
     if parsed.force and parsed.export is None:
         raise UserError("--force goes with --export FOLDER only")
+    for flag, value in (
+        ("--gpus-per-run", parsed.gpus_per_run),
+        ("--cpus-per-run", parsed.cpus_per_run),
+    ):
+        if value is not None and parsed.ray is None:
+            raise UserError(f"{flag} goes with --ray only")
 
 
 def _run_study(study: "Study", parsed: _StudyArguments) -> int:
@@ -287,8 +302,23 @@ def _run_study(study: "Study", parsed: _StudyArguments) -> int:
     from lion_fast.study.saying import say
     from lion_fast.study.stopping import signal_of
 
+    make_pool = None
+    if parsed.ray is not None:
+        from lion_fast.study.pools.cluster import ray_pool
+
+        make_pool = ray_pool(
+            parsed.ray,
+            jobs=parsed.jobs,
+            gpus_per_run=parsed.gpus_per_run,
+            cpus_per_run=parsed.cpus_per_run,
+        )
     try:
-        outcome = run_study(study, parsed.out, jobs=parsed.jobs)
+        outcome = run_study(
+            study,
+            parsed.out,
+            jobs=1 if parsed.jobs is None else parsed.jobs,
+            make_pool=make_pool,
+        )
     except KeyboardInterrupt as stop:
         return 128 + signal_of(stop)
     say("\n".join(conclusion(read_study(study, parsed.out))))
