@@ -8,10 +8,12 @@ run when Table 1's 48 runs take 10 minutes.
 import csv
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from _processes import state, stated
+import pytest
+from _processes import run_python, state, stated
 
 from lion_fast.config import TrainConfig
 from lion_fast.report.results import read_study
@@ -73,17 +75,21 @@ def leave_a_run(config: TrainConfig, resume: Path | None, jobs: int) -> Outcome:
     return Outcome(folder, time.perf_counter() - start)
 
 
-@stated
-def test_study_machinery(benchmark, tmp_path) -> None:
-    """State the seconds per run, over a whole study with one worker."""
-    seeds = range(1 if benchmark.disabled else 24)
-    study = Study(
+def machinery_study(num_seeds: int) -> Study:
+    """Return a study of twice as many runs."""
+    return Study(
         name="machinery",
         title="Machinery",
         base=TrainConfig(dataset="cifar10"),
         variants=grid(init=("he", "lion_dg")),
-        seeds=tuple(seeds),
+        seeds=tuple(range(num_seeds)),
     )
+
+
+@stated
+def test_study_machinery(benchmark, tmp_path) -> None:
+    """State the seconds per run, over a whole study with one worker."""
+    study = machinery_study(1 if benchmark.disabled else 24)
     start = time.perf_counter()
     outcome = run_study(study, tmp_path, trainer=leave_a_run, say=lambda text: None)
     seconds = time.perf_counter() - start
@@ -101,4 +107,44 @@ def test_study_machinery(benchmark, tmp_path) -> None:
         dtype="",
         mode="per run",
         goals={"seconds": "below 0.125: 1 % of a run, 48 of them in 10 minutes"},
+    )
+
+
+def run_on_ray(out: str, num_seeds: int) -> None:
+    """Print, for every run after the first of a single slot, its seconds but for the writing."""
+    from lion_fast.study.pools.cluster import ray_pool
+
+    # The digits come with the package: no data set is looked for.
+    study = machinery_study(num_seeds).override(dataset="digits")
+    ends: list[float] = []
+
+    def listen(text: str) -> None:
+        if "  done " in text:
+            ends.append(time.perf_counter())
+
+    pool = ray_pool("local", jobs=1)
+    outcome = run_study(study, Path(out), trainer=leave_a_run, say=listen, make_pool=pool)
+    assert outcome.num_done == len(ends) == len(study.cells())
+    writing = [run.summary["total_seconds"] for run in read_study(study, Path(out)).runs]
+    print(json.dumps((ends[-1] - ends[0] - sum(writing[1:])) / (len(ends) - 1)))
+
+
+@stated
+def test_study_machinery_on_ray(benchmark, tmp_path) -> None:
+    """State the seconds per run after the first of a slot, with Ray on this machine."""
+    if find_spec("ray") is None:
+        pytest.skip("needs Ray: pip install 'lion-fast[ray]'")
+    num_seeds = 1 if benchmark.disabled else 24
+    here = str(Path(__file__).parent)  # nodes import the trainer from it
+    call = f"import bench_study; bench_study.run_on_ray({str(tmp_path)!r}, {num_seeds})"
+    seconds = float(run_python("-c", call, env={"PYTHONPATH": here}).stdout.splitlines()[-1])
+    state(
+        benchmark,
+        [seconds],
+        op="study",
+        impl="ray",
+        shape=f"{2 * num_seeds} runs of {NUM_STEPS} steps",
+        dtype="",
+        mode="per run after a slot's first",
+        goals={"seconds": "at most 0.15"},
     )
