@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -232,6 +234,22 @@ def test_flags_that_cannot_be_meant_are_refused_in_one_line(
     assert main(["study", "quickstart", "--out", str(tmp_path), *flags]) == 2
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
+
+
+def test_an_address_where_something_else_listens_is_refused_at_once():
+    def refuse_http2(server):
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(100)
+            connection.sendall(b"HTTP/1.0 505 Not Supported")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=refuse_http2, args=(server,))
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"at {address} .something else listens there"):
+            ray_cluster._check_answers(address)
+        thread.join()
 
 
 def test_without_ray_the_extra_is_named(tmp_path, capsys, monkeypatch):

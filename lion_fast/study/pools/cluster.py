@@ -31,6 +31,9 @@ FETCH_SECONDS = 5.0
 _NODE_SECONDS = 30.0
 """In which a cluster notices that a node has gone; until then it would start actors there."""
 _CONNECT_SECONDS = 5.0
+# How a client of HTTP/2 begins (RFC 9113, 3.4), with no settings; its server begins with settings.
+_HTTP2_SETTINGS = b"\x04"
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _HTTP2_SETTINGS + bytes(5)
 
 
 def ray_pool(
@@ -377,17 +380,25 @@ def _connect(address: str) -> tuple[Any, bool]:
 
 
 def _check_answers(address: str) -> None:
-    """Raise UserError at once where nothing listens: Ray itself would try for minutes."""
+    """Raise UserError at once where no gRPC server listens: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host:
         return
+    found = b""
     try:
-        socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+        with socket.create_connection((host, int(port)), _CONNECT_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            connection.sendall(_HTTP2_GREETING)
+            found = connection.recv(9)
+        obstacle = "something else listens there"
     except (OSError, OverflowError) as error:
+        obstacle = str(error)
+    if found[3:4] != _HTTP2_SETTINGS:
         raise UserError(
-            f"no Ray cluster answers at {address} ({error}): start one with `ray start --head`, or"
-            " take --ray local"
-        ) from None
+            f"no Ray cluster answers at {address} ({obstacle}): start one with `ray start --head`,"
+            " or take --ray local"
+        )
 
 
 @contextmanager
