@@ -21,6 +21,7 @@ from lion_fast.training.engine import Engine, make_engine
 from lion_fast.training.files import DiskError
 from lion_fast.training.guards import Interrupted, StopSignals, memory_advice
 from lion_fast.training.history import row_width
+from lion_fast.training.host_memory import keep_freed_memory
 from lion_fast.training.outcome import summarize
 from lion_fast.training.own import MakeModel, MakeOptimizer, Own, Schedule
 from lion_fast.training.probe import probe_gradients
@@ -59,6 +60,8 @@ def train(
     from one call to the next, so that a run of the same shape as an earlier one (`setup_key`) is
     not set up anew; its numbers are those of a run without it.
 
+    On a CPU, the process keeps freed memory from now on (see `keep_freed_memory`).
+
     Writes a run folder and returns its summary. Raises UserError on bad input, on a non-finite loss
     (the last good checkpoint stays) and when memory or disk run out; Interrupted, which is a
     KeyboardInterrupt, on Ctrl-C, SIGTERM and SIGHUP, after saving a checkpoint. A console that can
@@ -74,6 +77,8 @@ def train(
     with StopSignals() as signals, closing(screen), memory_advice(config), joined() as world:
         with world.agreed():
             resolved = resolve(world.placed(in_its_precision(config, resume)))
+        if resolved.device.type == "cpu":
+            keep_freed_memory()
         world.connect(config, resolved)
         picked = "  ".join(f"{name} {value}" for name, value in resolved.to_dict().items())
         screen.say([f"{config.dataset}  {config.arch}  {config.init}  seed {config.seed}", picked])

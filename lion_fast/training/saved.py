@@ -20,6 +20,7 @@ from lion_fast.errors import UserError
 from lion_fast.models import DeeplySupervised, build_model
 from lion_fast.training.checkpoint import load_checkpoint
 from lion_fast.training.console import Console, Silent
+from lion_fast.training.host_memory import keep_freed_memory
 from lion_fast.training.resolve import Resolved, precision_refusal, resolve
 from lion_fast.training.rundir import RunFolder
 from lion_fast.training.step import float32_precision, made_current
@@ -149,6 +150,8 @@ def evaluate(
     with console.stage(f"loading {config.dataset}"):
         images = _test_data(config, checkpoint)
     model = _network(folder, config, checkpoint, images.num_classes, images.image_size, resolved)
+    if resolved.device.type == "cpu":
+        keep_freed_memory()
     with (
         made_current(resolved.device),
         float32_precision(resolved),
