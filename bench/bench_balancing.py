@@ -169,7 +169,8 @@ class GradientSurgery:
                 parameter.grad = gradient
         combined = self.combine(torch.stack(rows)).split([p.numel() for p in self.shared])
         for parameter, gradient in zip(self.shared, combined, strict=True):
-            parameter.grad = gradient.view_as(parameter)
+            # In the parameter's strides: fused AdamW takes no others on a GPU.
+            parameter.grad = torch.empty_like(parameter).copy_(gradient.view_as(parameter))
 
 
 class PCGrad:

@@ -46,8 +46,12 @@ NUM_STEPS = 50_000
 CPU_NETWORK: dict[str, Any] = {"growth_rate": 2, "block_layers": 1}
 STEPS_PER_CPU_CALL = 16
 
-# Eight workers are measured wherever we are; with fewer cores torch says so once per loader.
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes")
+pytestmark = [
+    # Eight workers are measured wherever we are; with fewer cores torch says so once per loader.
+    pytest.mark.filterwarnings("ignore:This DataLoader will create 8 worker processes"),
+    # Python 3.12 warns of what DataLoader's workers do by default on Linux.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
 
 
 def open_loader(

@@ -177,12 +177,17 @@ def ending(code: int | None) -> str:
     return {0: "passed", None: "out of time, what was measured is kept"}.get(code, "FAILED")
 
 
+def whole_path(text: str) -> Path:
+    """Return the path as seen from any folder: stages run in that of the checkout."""
+    return Path(text).resolve()
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Run the GPU suite of lion-fast in stages.")
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
-    parser.add_argument("--data-dir", type=Path, help="folder that holds CIFAR-10")
+    parser.add_argument("--out", type=whole_path, default=ROOT / "bench" / "results")
+    parser.add_argument("--data-dir", type=whole_path, help="folder that holds CIFAR-10")
     parser.add_argument("--commit", help="commit to state in results where git cannot tell")
     return parser.parse_args(arguments)
 
@@ -203,6 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not is_installed():
             make_importable(Path(folder))
             sys.path.insert(0, folder)
+            sys.modules.pop("lion_fast", None)  # of another checkout: looking for it imported it
         from _machine import machine_info
 
         device = torch.device("cuda", torch.cuda.current_device())

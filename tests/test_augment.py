@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from gpu_waits import waits_refused
 from torchvision.transforms.v2 import functional as TF
 
 from lion_fast.kernels import augment, augment_batch, augment_batch_ref
@@ -314,8 +315,5 @@ def test_nothing_waits_for_the_device():
     for impl in "triton", "torch":
         setting = dict(crops=crops, padding=2, step=counter, impl=impl)
         augment_batch(images, labels, indices, flips, MEAN, STD, **setting)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waits_refused():
             augment_batch(images, labels, indices, flips, MEAN, STD, **setting)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")

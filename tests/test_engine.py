@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from gpu_waits import waits_refused
 from run_results import table
 
 from lion_fast.config import TrainConfig
@@ -113,11 +114,8 @@ def test_the_hot_loop_never_waits_for_the_device(config):
     issue = StepEngine.run
 
     def watched(self, num_steps):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waits_refused():
             return issue(self, num_steps)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StepEngine, "run", watched)

@@ -4,6 +4,7 @@ torch.compile."""
 import numpy as np
 import pytest
 import torch
+from gpu_waits import waits_refused
 from heads_inputs import DEVICE, THREE_HEADS, make_inputs, outputs_and_gradients
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -194,10 +195,15 @@ def test_backward_runs_twice_over_a_retained_graph():
 
 # opcheck itself looks at `.grad` of the copies it makes
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_opcheck_passes():
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck_passes(layout):
     inputs = make_inputs(3, 5, [(4, 3, 2), (2, 1, 1)])
+    features = [
+        feature.detach().contiguous(memory_format=layout).requires_grad_()
+        for feature in inputs.features
+    ]
     arguments = (
-        inputs.features, inputs.weights, inputs.biases, inputs.target, inputs.loss_weights, 0.1
+        features, inputs.weights, inputs.biases, inputs.target, inputs.loss_weights, 0.1
     )  # fmt: skip
     torch.library.opcheck(torch.ops.lion_fast.deep_supervision_loss, arguments)
     out = torch.ops.lion_fast.deep_supervision_loss(*arguments)
@@ -287,11 +293,8 @@ def test_forward_and_backward_are_captured_in_a_graph_and_never_wait():
     expected = outputs_and_gradients(inputs, "triton")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waits_refused():
             captured = outputs_and_gradients(inputs, "triton")
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     graph.replay()
     torch.cuda.synchronize()
     for name, value in expected.items():
