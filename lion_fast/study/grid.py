@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -37,13 +38,13 @@ class Cell:
     variant: Variant
     config: TrainConfig
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Hash of every field that decides the run's numbers.
 
         Fields at their default do not enter, so a new field changes no key.
         """
-        default = course(type(self.config)())
+        default = _default_course()
         told = {
             name: value for name, value in course(self.config).items() if value != default[name]
         }
@@ -71,6 +72,11 @@ def variant_label(variant: Variant) -> str:
 def course(config: TrainConfig) -> dict[str, Any]:
     """Return the fields that decide a run's numbers, its seconds included, JSON-ready."""
     return {name: value for name, value in config.to_dict().items() if name not in _FREE}
+
+
+@cache
+def _default_course() -> dict[str, Any]:
+    return course(TrainConfig())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +114,15 @@ class Study:
 
     def cells(self) -> list[Cell]:
         """Return every run, all variants of the first seed first."""
-        return [
+        return list(self._cells)
+
+    @cached_property
+    def _cells(self) -> tuple[Cell, ...]:
+        return tuple(
             Cell(variant, replace(self.base, **variant, seed=seed))
             for seed in self.seeds
             for variant in self.variants
-        ]
+        )
 
     def baseline_of(self, variant: Variant) -> Variant | None:
         """Return the variant that `variant` is compared with; None where the study has none."""

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -70,6 +71,12 @@ class StoredCell:
     """As in the run's summary.json."""
     error: str | None
     """Why the last attempt failed; the run is tried again when the study is started again."""
+
+
+@cache
+def _parsed(config: str) -> TrainConfig:
+    """Parse a cell's config; a study asks for those of all its cells whenever a run ends."""
+    return TrainConfig.from_dict(json.loads(config))
 
 
 class Store:
@@ -210,7 +217,7 @@ class Store:
             StoredCell(
                 id=id,
                 key=key,
-                config=TrainConfig.from_dict(json.loads(config)),
+                config=_parsed(config),
                 summary=None if summary is None else self._summary(key, summary),
                 error=error,
             )
