@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -37,9 +38,9 @@ def open_data(config: TrainConfig, loader: str) -> DataSet:
 
     Raise UserError as `load_image_set` and `open_encoded` do.
     """
-    path = Path(config.dataset).expanduser()
-    if loader != "dali" or config.dataset in BUILT_IN or not path.is_dir():
+    if loader != "dali" or _kind(config.dataset) != "folder":
         return load_image_set(config)
+    path = Path(config.dataset).expanduser()
     if config.num_classes is not None or config.train_fraction < 1:
         raise UserError(
             f"num_classes and train_fraction choose among images in memory, and {path} stays on"
@@ -59,10 +60,8 @@ def load_image_set(config: TrainConfig) -> ImageSet:
         read_arrays(config), config.dataset, config.num_classes, config.train_fraction
     )
     path = Path(config.dataset).expanduser()
-    is_npz = config.dataset not in BUILT_IN and path.suffix.lower() == ".npz" and not path.is_dir()
-    return ImageSet.from_arrays(
-        path.stem if is_npz else path.resolve().name, arrays, config.dataset
-    )
+    name = path.stem if _kind(config.dataset) == "npz" else path.resolve().name
+    return ImageSet.from_arrays(name, arrays, config.dataset)
 
 
 def read_arrays(config: TrainConfig) -> LabelledArrays:
@@ -71,25 +70,33 @@ def read_arrays(config: TrainConfig) -> LabelledArrays:
     Raise UserError as `load_image_set` does.
     """
     dataset, path = config.dataset, Path(config.dataset).expanduser()
-    lent = _LENT.get(dataset)
-    is_folder = dataset not in BUILT_IN and path.is_dir()
-    is_npz = path.is_file() and path.suffix.lower() == ".npz"
-    if not (dataset in BUILT_IN or is_folder or is_npz or lent):
+    kind, lent = _kind(dataset), _LENT.get(dataset)
+    if lent is None and (kind is None or (kind == "npz" and not path.is_file())):
         raise UserError(_unknown(dataset, path))
-    if config.image_size is not None and not is_folder:
+    if config.image_size is not None and kind != "folder":
         raise UserError(
             f"image_size is {config.image_size}, but only images of a folder are resized, "
             f"not those of {dataset}: leave it out"
         )
     if lent is not None:
         return lent
+    if kind == "folder":
+        return read_image_folder(path, config.image_size, config.skip_corrupt, config.num_classes)
+    if kind == "npz":
+        return read_npz(path)
     if dataset == "digits":
         return read_digits()
+    return read_cifar(dataset, (config.data_dir or DEFAULT_DATA_DIR).expanduser())
+
+
+def _kind(dataset: str) -> Literal["built in", "folder", "npz"] | None:
+    """Return what a config's `dataset` names; an .npz need not exist."""
+    path = Path(dataset).expanduser()
     if dataset in BUILT_IN:
-        return read_cifar(dataset, (config.data_dir or DEFAULT_DATA_DIR).expanduser())
-    if is_folder:
-        return read_image_folder(path, config.image_size, config.skip_corrupt, config.num_classes)
-    return read_npz(path)
+        return "built in"
+    if path.is_dir():
+        return "folder"
+    return "npz" if path.suffix.lower() == ".npz" else None
 
 
 def open_test_data(config: TrainConfig, facts: DataFacts) -> DataSet:
@@ -99,14 +106,15 @@ def open_test_data(config: TrainConfig, facts: DataFacts) -> DataSet:
     x_train need not be there. Raise UserError, with what differs, on other data than the run's.
     """
     dataset, path = config.dataset, Path(config.dataset).expanduser()
+    kind = _kind(dataset)
     images: DataSet
-    if dataset not in BUILT_IN and path.is_dir():
+    if kind == "folder":
         some = config.num_classes is not None
         images = open_encoded_test(path, facts, config.skip_corrupt, some)
-    elif dataset in BUILT_IN or not (path.is_file() and path.suffix.lower() == ".npz"):
-        images = load_image_set(config)
-    else:
+    elif kind == "npz" and path.is_file():
         images = _test_images(path, facts)
+    else:
+        images = load_image_set(config)
     found = dataclasses.replace(
         images.facts(), num_train=facts.num_train, train_fingerprint=facts.train_fingerprint
     )
