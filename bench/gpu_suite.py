@@ -73,6 +73,13 @@ def make_importable(folder: Path) -> None:
     (package / "kernels").symlink_to(ROOT / "kernels")
 
 
+def import_from(folder: Path) -> None:
+    """Let this process import from `folder` first, `lion_fast` too where another's was imported."""
+    sys.path.insert(0, str(folder))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lion_fast"]:
+        del sys.modules[name]
+
+
 def is_installed() -> bool:
     """Whether the interpreter already imports this checkout's kernels."""
     try:
@@ -207,8 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         if not is_installed():
             make_importable(Path(folder))
-            sys.path.insert(0, folder)
-            sys.modules.pop("lion_fast", None)  # of another checkout: looking for it imported it
+            import_from(Path(folder))
         from _machine import machine_info
 
         device = torch.device("cuda", torch.cuda.current_device())
