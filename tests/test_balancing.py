@@ -159,6 +159,14 @@ def test_surgery_that_sums_is_the_gradient_of_the_weighted_loss(model, batch):
         torch.testing.assert_close(summed[name], plain[name], atol=1e-6, rtol=1e-4)
 
 
+def test_surgery_hands_on_gradients_in_their_parameters_strides(model, batch):
+    model.to(memory_format=torch.channels_last)
+    GradientSurgery(model, PCGrad()).backward(head_losses(model, *batch))
+    strides = {name: (p.stride(), p.grad.stride()) for name, p in model.named_parameters()}
+    assert any(not p.is_contiguous() for p in model.parameters())
+    assert all(own == gradient for own, gradient in strides.values()), strides
+
+
 @pytest.mark.parametrize("method", BALANCERS)
 def test_a_step_under_every_method_trains_the_whole_network(model, batch, method):
     balancer = BALANCERS[method](model)

@@ -1,6 +1,7 @@
 """Freed memory is kept where nobody has chosen otherwise: seen by the page faults of its reuse."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -21,12 +22,16 @@ faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print(kept, faults * resource.getpagesize() / (4 * SIZE))
 """
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="sets the allocator of glibc")
+ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES")
+
+pytestmark = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="sets the allocator of glibc"
+)
 
 
 def share_taken_anew(**environment):
     """Return whether memory is kept, and how much of what is reused the system gives anew."""
-    bare = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(ALLOCATOR)}
     done = subprocess.run(
         [sys.executable, "-P", "-c", SCRIPT],
         env=bare | environment,

@@ -13,8 +13,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep freed memory in this process from now on; return whether it does.
 
     By itself it gives large blocks back to the system at once, and takes them anew, page by page
-    and zeroed, for the next activation of that size: about a third of a CPU step
-    (`bench/bench_allocator.py`). The price is memory: what was freed is reused, not returned.
+    and zeroed, for the next activation of that size. What that costs a step, and what keeping costs
+    in memory, `bench/bench_allocator.py` measures.
 
     Left alone where the environment sets glibc's allocator (MALLOC_*, GLIBC_TUNABLES), and where
     there is none.
