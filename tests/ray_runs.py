@@ -13,10 +13,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import test_study_runner as runs
+import fake_study as fake
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.study import runner
 from lion_fast.study.grid import Study, grid
 from lion_fast.study.pools import cluster
 from lion_fast.study.pools.worker import train_cell
@@ -43,24 +44,8 @@ REAL = Study(
 ONE = replace(REAL, variants=grid(init=("he",)), seeds=(1,)).override(max_steps=3)
 
 
-def note(config, event):
-    with open(config.data_dir / "log.txt", "a", encoding="utf-8") as file:
-        file.write(f"{event} {config.init} {config.seed} {os.getpid()}\n")
-
-
-def fake_train(config, resume, jobs, seconds_per_step=0.0):
-    runs.log = note
-    return runs.fake_train(config, resume, jobs, seconds_per_step)
-
-
 def slow_train(config, resume, jobs):
-    return fake_train(config, resume, jobs, seconds_per_step=0.5)
-
-
-def train_that_has_a_bug_on_lsuv(config, resume, jobs):
-    if config.init == "lsuv":
-        raise RuntimeError("illegal memory access")
-    return fake_train(config, resume, jobs)
+    return fake.fake_train(config, resume, jobs, seconds_per_step=0.5)
 
 
 def train_in_two_parts(config, resume, jobs):
@@ -68,10 +53,10 @@ def train_in_two_parts(config, resume, jobs):
     from lion_fast.training.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(resume) if resume else None
-    note(config, f"from-{len(checkpoint['history']) if checkpoint else 0}")
+    fake.log(config, f"from-{len(checkpoint['history']) if checkpoint else 0}")
     if config.seed == REAL.seeds[0] and resume is None:
         resume = train_cell(replace(config, max_steps=PAUSED_AT), None, jobs).run
-        note(config, "paused")
+        fake.log(config, "paused")
         while not (config.data_dir / "killed").exists():
             time.sleep(0.05)
     return train_cell(config, resume, jobs)
@@ -105,7 +90,7 @@ def kill_a_node(pool, folder):
 def run(study, folder, address, trainer, *, watch=None, code=None, **options):
     """Run a study on the cluster; exit as the command does."""
     cluster.FETCH_SECONDS = 0.2
-    runs.runner.PROGRESS_SECONDS = 0.2
+    runner.PROGRESS_SECONDS = 0.2
     folder = Path(folder)
     if code:
         cluster.software = lambda: cluster.Software("0.1.0", code, None)

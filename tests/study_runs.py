@@ -3,6 +3,8 @@
 from lion_fast.study.store import Store, Table
 
 ENVIRONMENT = {"cpu": "A Processor", "cpu_threads": 2, "torch": "2.14.1", "commit": "abc"}
+
+
 RESOLVED = {
     "device": "cpu",
     "engine": "eager",

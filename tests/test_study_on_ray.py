@@ -5,15 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
+import fake_study as fake
 import pytest
 import ray_runs
-import test_study_runner as runs
+from fake_study import is_running, wait_for
 from ray_runs import ONE, REAL
-from test_study_runner import is_running, wait_for
 
 from lion_fast.cli import main
 from lion_fast.config import TrainConfig
@@ -21,6 +20,7 @@ from lion_fast.data.arrays import LabelledArrays
 from lion_fast.data.open import lend, load_image_set, read_arrays
 from lion_fast.errors import UserError
 from lion_fast.study.pools import cluster as ray_cluster, node
+from lion_fast.study.pools.connecting import check_answers
 from lion_fast.study.runner import run_study
 from lion_fast.study.status import status_lines
 from lion_fast.study.store import Store
@@ -29,13 +29,21 @@ TESTS = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def address():
+def scratch(tmp_path_factory):
+    """Folder of temporary files on the cluster's nodes, its own wherever else Ray is at work."""
+    return tmp_path_factory.mktemp("nodes")
+
+
+@pytest.fixture(scope="module")
+def address(scratch):
     """Address of a cluster that ends with these tests."""
     pytest.importorskip("ray", reason="needs Ray: pip install 'lion-fast[ray]'")
     with subprocess.Popen(
         [sys.executable, "ray_runs.py"],
         cwd=TESTS,
-        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
+        # Ray's own sockets need a short path.
+        env=os.environ
+        | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp", "TMPDIR": str(scratch)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -96,14 +104,14 @@ def numbers(study, folder):
 
 
 def test_a_signal_lets_runs_in_flight_save_and_brings_their_checkpoints_home(tmp_path, address):
-    process = start("runs.STUDY", tmp_path, address, "slow_train", "jobs=2")
+    process = start("fake.STUDY", tmp_path, address, "slow_train", "jobs=2")
 
     def both_are_midway():
         last = [event[0] for event in last_events(tmp_path)]
         return len(last) == 2 and {*last} <= {"step-1", "step-2", "step-3", "step-4"}
 
     wait_for(both_are_midway, 120)
-    assert "2 running" in status_lines(runs.STUDY, tmp_path)[-1]
+    assert "2 running" in status_lines(fake.STUDY, tmp_path)[-1]
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, ""), output
@@ -111,47 +119,50 @@ def test_a_signal_lets_runs_in_flight_save_and_brings_their_checkpoints_home(tmp
     assert {event[0] for event in last_events(tmp_path)} == {"saved"}
     saved = [int(path.read_text()) for path in tmp_path.rglob("checkpoint.pt")]
     assert len(saved) == 2 and all(saved)
-    assert not any(each.error for each in stored(runs.STUDY, tmp_path))
-    done = sum(each.summary is not None for each in stored(runs.STUDY, tmp_path))
+    assert not any(each.error for each in stored(fake.STUDY, tmp_path))
+    done = sum(each.summary is not None for each in stored(fake.STUDY, tmp_path))
     # What nodes have begun, this machine alone goes on with.
-    outcome = run_study(runs.STUDY, tmp_path, trainer=runs.fake_train, say=str)
+    outcome = run_study(fake.STUDY, tmp_path, trainer=fake.fake_train, say=str)
     assert outcome.num_done == 6 - done
-    resumed = [each.summary["resumed_at"] for each in stored(runs.STUDY, tmp_path)]
+    resumed = [each.summary["resumed_at"] for each in stored(fake.STUDY, tmp_path)]
     assert sorted(filter(None, resumed)) == sorted(saved)
 
 
-def test_a_killed_driver_leaves_nothing_behind_and_only_missing_cells_run(tmp_path, address):
+def test_a_killed_driver_leaves_nothing_behind_and_only_missing_cells_run(
+    tmp_path, address, scratch
+):
     def num_done():
-        return sum(each.summary is not None for each in stored(runs.STUDY, tmp_path))
+        return sum(each.summary is not None for each in stored(fake.STUDY, tmp_path))
 
-    process = start("runs.STUDY", tmp_path, address, "slow_train", "jobs=2")
+    process = start("fake.STUDY", tmp_path, address, "slow_train", "jobs=2")
     wait_for(lambda: events(tmp_path), 120)
     wait_for(num_done)
     wait_for(lambda: any(tmp_path.rglob("checkpoint.pt")))
+    assert list(scratch.glob("lion-fast-slot-*"))
     process.kill()
     process.communicate()
     workers = {int(event[3]) for event in events(tmp_path)}
     wait_for(lambda: not any(map(is_running, workers)), 30)
     missing = 6 - num_done()
     before = len(events(tmp_path))
-    code, output, errors = finish("runs.STUDY", tmp_path, address, "fake_train")
+    code, output, errors = finish("fake.STUDY", tmp_path, address, "fake.fake_train")
     assert (code, errors) == (0, ""), output
     again = [event for event in events(tmp_path)[before:] if event[0].startswith("from")]
     assert len(again) == missing < 6
     assert any(event[0] != "from-0" for event in again)
-    assert all(each.summary for each in stored(runs.STUDY, tmp_path))
+    assert all(each.summary for each in stored(fake.STUDY, tmp_path))
     assert not list(tmp_path.rglob("checkpoint*"))
-    homes = [Path(each.summary["run"]) for each in stored(runs.STUDY, tmp_path)]
+    homes = [Path(each.summary["run"]) for each in stored(fake.STUDY, tmp_path)]
     assert all((home / "metrics.csv").exists() for home in homes)
-    wait_for(lambda: not list(Path(tempfile.gettempdir()).glob("lion-fast-slot-*")))
+    wait_for(lambda: not list(scratch.glob("lion-fast-slot-*")))
 
 
 def test_a_bug_fails_its_cells_and_the_rest_goes_on(tmp_path, address):
-    options = (tmp_path, address, "train_that_has_a_bug_on_lsuv", "jobs=2")
-    code, output, errors = finish("runs.STUDY.override(seeds=(1,))", *options)
+    options = (tmp_path, address, "fake.train_that_has_a_bug_on_lsuv", "jobs=2")
+    code, output, errors = finish("fake.STUDY.override(seeds=(1,))", *options)
     assert (code, errors) == (0, ""), output
     assert "num_done=2, num_failed=1" in output
-    (error,) = [each.error for each in stored(runs.STUDY, tmp_path) if each and each.error]
+    (error,) = [each.error for each in stored(fake.STUDY, tmp_path) if each and each.error]
     assert "RuntimeError: illegal memory access" in error
 
 
@@ -173,7 +184,7 @@ def test_nodes_get_a_data_set_that_only_the_driver_has(tmp_path, address, stripe
 
 def test_other_code_on_a_node_is_refused(tmp_path, address):
     options = "code='0123'"
-    code, _, errors = finish("runs.STUDY", tmp_path, address, "fake_train", options)
+    code, _, errors = finish("fake.STUDY", tmp_path, address, "fake.fake_train", options)
     assert code == 2
     assert "has lion-fast's code" in errors and "this machine has 0123" in errors
     assert errors.count("\n") == 1
@@ -248,7 +259,7 @@ def test_an_address_where_something_else_listens_is_refused_at_once():
         thread.start()
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(UserError, match=f"at {address} .something else listens there"):
-            ray_cluster._check_answers(address)
+            check_answers(address)
         thread.join()
 
 

@@ -4,16 +4,11 @@ No shared file system is needed. The driver alone has the store and the run fold
 an attempt has left and the data set, the latter once a node, and fetches what a run writes.
 """
 
-import logging
 import os
 import re
 import signal
-import socket
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -23,6 +18,7 @@ from typing import Any
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.study.pools import Ended, MakePool, Result, Trainer
+from lion_fast.study.pools.connecting import connect
 from lion_fast.study.pools.node import Files, Slot, Software, software
 from lion_fast.study.pools.worker import unfinished_run
 
@@ -30,10 +26,6 @@ FETCH_SECONDS = 5.0
 """Between two looks for files that runs in flight have changed."""
 _NODE_SECONDS = 30.0
 """In which a cluster notices that a node has gone; until then it would start actors there."""
-_CONNECT_SECONDS = 5.0
-# How a client of HTTP/2 begins (RFC 9113, 3.4), with no settings; its server begins with settings.
-_HTTP2_SETTINGS = b"\x04"
-_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _HTTP2_SETTINGS + bytes(5)
 
 
 def ray_pool(
@@ -114,7 +106,7 @@ class RayPool:
         self.data: dict[str, Any] = {}
         self.software = software()
         self.next_fetch = 0.0
-        self.ray, self.is_connected_here = _connect(address)
+        self.ray, self.is_connected_here = connect(address)
         try:
             beside = max(map(share.fits, self.ray.nodes())) if self.num_slots else 1
         except UserError:
@@ -306,7 +298,8 @@ class RayPool:
     def _lose(self, slot: RaySlot, why: str) -> None:
         """Give up an actor that has died; it is heard of once the cluster knows of its node."""
         self._drop_calls(slot)
-        slot.lost, slot.lost_at = " ".join(why.split())[:200], time.monotonic()
+        slot.lost = " ".join(why.split())[:200] or "its actor has died"
+        slot.lost_at = time.monotonic()
         self.ray.kill(slot.actor)
 
     def _settle_lost(self) -> None:
@@ -351,62 +344,3 @@ def _unfit(error: Exception) -> UserError:
         f"a node of the Ray cluster cannot run lion-fast ({last.strip()[:200]}): install the same"
         " lion-fast on every node"
     )
-
-
-def _connect(address: str) -> tuple[Any, bool]:
-    """Return the module ray, connected, and whether that was done here and now."""
-    _check_answers(address)
-    # Nothing is reported to anyone, and `Slot` itself hides the GPUs that are not a run's.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    if ray.is_initialized():
-        return ray, False
-    try:
-        with _terminate_handler_kept():
-            ray.init(
-                address=address,
-                include_dashboard=False if address == "local" else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"no Ray cluster answers at {address} ({' '.join(str(error).split())[:200]}): start one"
-            " with `ray start --head`, or take --ray local"
-        ) from None
-    return ray, True
-
-
-def _check_answers(address: str) -> None:
-    """Raise UserError at once where no gRPC server listens: Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host:
-        return
-    found = b""
-    try:
-        with socket.create_connection((host, int(port)), _CONNECT_SECONDS) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") != "0":
-                return
-            connection.sendall(_HTTP2_GREETING)
-            found = connection.recv(9)
-        obstacle = "something else listens there"
-    except (OSError, OverflowError) as error:
-        obstacle = str(error)
-    if found[3:4] != _HTTP2_SETTINGS:
-        raise UserError(
-            f"no Ray cluster answers at {address} ({obstacle}): start one with `ray start --head`,"
-            " or take --ray local"
-        )
-
-
-@contextmanager
-def _terminate_handler_kept() -> Iterator[None]:
-    """Let SIGTERM mean inside and afterwards what it did: Ray sets a handler of its own."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
