@@ -53,6 +53,7 @@ from lion_fast.training import (
 )
 
 from . import (
+    arguments as arguments,
     cli as cli,
     config as config,
     data as data,

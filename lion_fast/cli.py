@@ -10,137 +10,27 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 import lion_fast
-from lion_fast.config import PRESETS, Engine, TrainConfig
+from lion_fast.arguments import (
+    DoctorArguments,
+    EvalArguments,
+    PredictArguments,
+    ReportArguments,
+    StudyArguments,
+    TrainArguments,
+)
+from lion_fast.config import PRESETS, TrainConfig
 from lion_fast.errors import SaidElsewhere, UserError
 from lion_fast.training.console import Plain, make_console, silence_stdout
 from lion_fast.training.ranks import ranks_here
 
 if TYPE_CHECKING:
     from lion_fast.study.grid import Study
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Unchecked(TrainConfig):
-    def __post_init__(self) -> None:
-        """Leave checking to `TrainConfig`, after parsing: a bad value then ends in our one line."""
-
-
-@dataclass
-class _TrainArguments:
-    """Train a network; report steps and seconds to the target accuracy."""
-
-    preset: Literal["quickstart", "paper", "fast"] | None = None
-    """Start from these settings: digits in a minute, the paper's run on CIFAR-10, or the paper's
-    run stopped at its target."""
-    resume: Path | None = None
-    """Go on with this run folder from its newest whole checkpoint."""
-    quiet: bool = False
-    """Say nothing but errors."""
-    json: bool = False
-    """End with the summary as one line of JSON, as is done anyway where stdout is no terminal."""
-    config: tyro.conf.OmitArgPrefixes[_Unchecked] = field(default_factory=_Unchecked)
-
-
-@dataclass
-class _EvalArguments:
-    """Validation accuracy of every head of a run's newest checkpoint."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    device: str = "auto"
-    """auto, cpu, cuda, or cuda:N."""
-    quiet: bool = False
-    """Say nothing but errors."""
-    json: bool = False
-    """End with one line of JSON, as is done anyway where stdout is no terminal."""
-
-
-@dataclass
-class _PredictArguments:
-    """What a run's newest checkpoint takes images for: class and probability of each."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    """JPEG or PNG files."""
-    device: str = "auto"
-    """auto, cpu, cuda, or cuda:N."""
-    json: bool = False
-    """Print one line of JSON instead of a table."""
-
-
-@dataclass
-class _DoctorArguments:
-    """What this machine has, what `auto` picks here and why, and what is missing."""
-
-
-@dataclass
-class _StudyArguments:
-    """Run a grid of runs with several seeds; started again, it runs only what is missing."""
-
-    study: tyro.conf.Positional[str]
-    """quickstart, table1, table2, table6, headline, after_3000, table7, gradinit, figure1,
-    proposition2, alpha, warmup, boundary, sensitivity, exits, reduced-boundary,
-    reduced-sensitivity, speedrun, speedrun_init, speedrun_bf16, or a TOML file."""
-    seeds: tuple[int, ...] | None = None
-    """Seeds of every variant, such as 42 123. Default: the study's."""
-    jobs: int | None = None
-    """Runs at a time; default 1, or with --ray as many as fit. More than 1 finishes sooner, but
-    each run's seconds then say less."""
-    ray: str | None = None
-    """Run on a Ray cluster: local (start one here), auto (the one this machine is a node of), or
-    HOST:PORT of its head."""
-    gpus_per_run: float | None = None
-    """With --ray: share of a GPU that each run has, such as 0.25. Default: none, runs on the
-    CPU."""
-    cpus_per_run: int | None = None
-    """With --ray: CPU threads that each run has. Default: 1."""
-    max_steps: int | None = None
-    """Steps to train at most. Default: the study's."""
-    stop_at_target: bool = False
-    """End each run when its target is reached, where the study does not."""
-    device: str | None = None
-    """auto, cpu, cuda, or cuda:N. Default: the study's."""
-    engine: Engine | None = None
-    """How a step is executed. Default: the study's."""
-    data_dir: Path | None = None
-    """Folder of cifar10 and cifar100."""
-    out: Path = Path("studies")
-    """Folder in which the study's folder is made."""
-    dry_run: bool = False
-    """List the runs, what is done of them and what could not run here, then end."""
-    status: bool = False
-    """Show a table of the runs and the time left, live while any is in progress."""
-    power: bool = False
-    """From the spread of the finished runs: seeds that the paper's effect needs, and what today's
-    can show."""
-    export: Path | None = None
-    """Write the results to summaries.csv and metrics.csv in this folder, then end."""
-    imported: Annotated[tuple[Path, ...] | None, tyro.conf.arg(name="import")] = None
-    """Add the study's runs among those that --export wrote to these folders, then end."""
-    force: bool = False
-    """With --export: write into a folder that holds something else."""
-
-
-@dataclass
-class _ReportArguments:
-    """Markdown, HTML and pictures of studies."""
-
-    subjects: tyro.conf.Positional[tuple[str, ...]]
-    """Names or TOML files of studies that have run."""
-    out: Path = Path("report")
-    """Folder for studies.md, .html, .json and the pictures."""
-    whole_paper: bool = False
-    """Also list the paper's statements that these studies do not test, and what each would cost."""
-    studies: Path = Path("studies")
-    """Folder that holds the studies' folders: --out of lion-fast study."""
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -150,8 +40,8 @@ def _train(arguments: Sequence[str]) -> int:
         from lion_fast.training.rundir import RunFolder
 
         config = RunFolder.open(Path(resume))[1]
-    default = _TrainArguments(config=_Unchecked(**vars(config)))
-    parsed = tyro.cli(_TrainArguments, args=arguments, default=default, prog="lion-fast train")
+    default = TrainArguments.starting_from(config)
+    parsed = tyro.cli(TrainArguments, args=arguments, default=default, prog="lion-fast train")
     wanted = TrainConfig(**vars(parsed.config))
     if parsed.resume is not None:
         if parsed.preset is not None:
@@ -178,7 +68,7 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _eval(arguments: Sequence[str]) -> int:
-    parsed = tyro.cli(_EvalArguments, args=arguments, prog="lion-fast eval")
+    parsed = tyro.cli(EvalArguments, args=arguments, prog="lion-fast eval")
 
     console = make_console(0, quiet=parsed.quiet)
     with closing(console):
@@ -191,7 +81,7 @@ def _eval(arguments: Sequence[str]) -> int:
 
 
 def _predict(arguments: Sequence[str]) -> int:
-    parsed = tyro.cli(_PredictArguments, args=arguments, prog="lion-fast predict")
+    parsed = tyro.cli(PredictArguments, args=arguments, prog="lion-fast predict")
     if not parsed.images:
         raise UserError("predict needs images: lion-fast predict RUN IMAGES...")
 
@@ -214,7 +104,7 @@ def _end_with_json(values: dict[str, Any], asked: bool) -> None:
 
 
 def _doctor(arguments: Sequence[str]) -> int:
-    tyro.cli(_DoctorArguments, args=arguments, prog="lion-fast doctor")
+    tyro.cli(DoctorArguments, args=arguments, prog="lion-fast doctor")
 
     from lion_fast.training.doctor import doctor
 
@@ -223,8 +113,8 @@ def _doctor(arguments: Sequence[str]) -> int:
 
 
 def _study(arguments: Sequence[str]) -> int:
-    parsed = tyro.cli(_StudyArguments, args=arguments, prog="lion-fast study")
-    _check_study_flags(parsed)
+    parsed = tyro.cli(StudyArguments, args=arguments, prog="lion-fast study")
+    parsed.check()
 
     from lion_fast.report.results import study_as_stored
     from lion_fast.study.export import export_csv
@@ -270,32 +160,7 @@ def _study(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _check_study_flags(parsed: _StudyArguments) -> None:
-    if parsed.imported == ():
-        raise UserError("--import has no value: give folders that --export wrote")
-    if parsed.seeds == ():
-        raise UserError("--seeds has no value: give at least one number, like --seeds 42 123")
-    wanted = {
-        "--dry-run": parsed.dry_run,
-        "--status": parsed.status,
-        "--power": parsed.power,
-        "--export": parsed.export is not None,
-        "--import": parsed.imported is not None,
-    }
-    given = [flag for flag, is_given in wanted.items() if is_given]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)} exclude each other: give one at a time")
-    if parsed.force and parsed.export is None:
-        raise UserError("--force goes with --export FOLDER only")
-    for flag, value in (
-        ("--gpus-per-run", parsed.gpus_per_run),
-        ("--cpus-per-run", parsed.cpus_per_run),
-    ):
-        if value is not None and parsed.ray is None:
-            raise UserError(f"{flag} goes with --ray only")
-
-
-def _run_study(study: "Study", parsed: _StudyArguments) -> int:
+def _run_study(study: "Study", parsed: StudyArguments) -> int:
     from lion_fast.report.comparisons import conclusion
     from lion_fast.report.results import read_study
     from lion_fast.study.runner import run_study
@@ -326,7 +191,7 @@ def _run_study(study: "Study", parsed: _StudyArguments) -> int:
 
 
 def _report(arguments: Sequence[str]) -> int:
-    parsed = tyro.cli(_ReportArguments, args=arguments, prog="lion-fast report")
+    parsed = tyro.cli(ReportArguments, args=arguments, prog="lion-fast report")
     if not parsed.subjects:
         raise UserError("report needs names of studies that have run: lion-fast report quickstart")
 

@@ -6,22 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from _catalogue import About, read_catalogue
-from bench_rows import CPU, H200, compared, ratio, row, write
-from PIL import Image
+from bench_rows import CPU, H200, all_pictures, compared, merged, ratio, row, write
 
-from lion_fast import figures
 from lion_fast.errors import UserError
 from lion_fast.report import markdown
 from report.__main__ import _Arguments, main
 from report.page import TITLES, report_benchmarks
-from report.plots import loader_rates, step_bars
 from report.results import by_machine, read_results
 from report.tables import settings
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
+
+
 SAMPLE = """\
 import time
 
@@ -82,11 +80,6 @@ def cells(text, *words):
             found.append(dict(zip(header, row, strict=True)))
     (only,) = found
     return only
-
-
-def merged(path, machine, rows):
-    """The rows as read back from a file."""
-    return by_machine([read_results(write(path, machine, rows))])[0].rows
 
 
 def test_numbers_of_a_real_run_reach_the_page(real, tmp_path):
@@ -311,72 +304,6 @@ def test_the_test_stage_of_the_gpu_suite_is_reported(tmp_path, capsys):
     assert "300 tests in 210 s; failures: 1, errors: 0, skipped: 4." in text
     assert "- failed: `tests.test_x::test_y`" in text
     assert "Measured at commit `0123456789ab`." in text
-
-
-def all_pictures():
-    """Rows that fill the three pictures."""
-    steps = [
-        row("bench_step", 2e-3, "train_step", "graph", loader="resident", dtype="bf16"),
-        row("bench_step", 9e-3, "train_step", "eager", loader="dali", dtype="bf16"),
-        row("bench_step", 1.0, "train_step", "eager", loader="dali", dtype="bf16", shape="B512"),
-        compared("bench_step", {"graph": 64e-3, "plain": 960e-3, "eager": 2.0}, "train_step",
-                 "graph", [ratio("plain", "graph", 15, 14, 16)], loader="resident", dtype="bf16",
-                 steps_per_call=32),
-    ]  # fmt: skip
-    costs = [
-        compared("bench_balancing", {"lion_dg": 1e-3, "he": 1e-3, "pcgrad": 3e-3}, "balancing",
-                 "eager", [ratio("lion_dg", "he", 1, 0.99, 1.01), ratio("pcgrad", "he", 3, 2, 4)]),
-        compared("bench_overhead", {"lion_dg": 1e-3, "he": 1e-3}, "train_step", "eager",
-                 [ratio("lion_dg", "he", 1.001, 0.999, 1.002, bound=0.01)]),
-    ]  # fmt: skip
-    loaders = []
-    for name, steps_per_run, rate in (
-        ("dali-1", 1, 1e5),
-        ("dali-16", 16, 4e5),
-        ("workers-2", None, 1e4),
-    ):
-        noted = {"loader": name, "steps_per_run": steps_per_run, "images_per_second": rate}
-        impl = name.partition("-")[0]
-        loaders.append(row("bench_loaders", 128 / rate, "loader", impl, **noted))
-        times = {name: 128 / rate, "resident": 128 / 5e5}
-        loaders.append(compared("bench_loaders", times, "loader+step", impl, [], **noted))
-    return [*steps, *costs, *loaders]
-
-
-def test_pictures_show_ours_and_rivals(tmp_path):
-    path = write(tmp_path / "a.json", H200, all_pictures())
-    written = report_benchmarks([path], tmp_path / "out")
-    assert [p.name for p in written[1:]] == ["step_time.png", "overhead.png", "loaders.png"]
-    for picture in written[1:]:
-        with Image.open(picture) as image:
-            image.verify()
-        pixels = np.asarray(Image.open(picture).convert("RGB"))
-        assert pixels.shape[1] > 1000
-        assert (pixels != 255).any(2).mean() > 0.02
-        for style in (figures.OURS, figures.RIVAL):
-            color = [int(style.color[i : i + 2], 16) for i in (1, 3, 5)]
-            assert (abs(pixels.astype(int) - color).max(2) < 8).sum() > 50, picture
-
-
-def test_bars_are_the_steps_at_the_smallest_batch(tmp_path):
-    bars = step_bars(merged(tmp_path / "a.json", H200, all_pictures()))
-    assert [(bar.name, bar.is_ours) for bar in bars] == [
-        ("plain", False),
-        ("eager dali", True),
-        ("graph resident", True),
-    ]
-    assert [bar.seconds for bar in bars] == pytest.approx([30e-3, 9e-3, 2e-3])
-
-
-def test_the_loader_that_others_are_compared_with_gets_its_rate(tmp_path):
-    rates = loader_rates(merged(tmp_path / "a.json", H200, all_pictures()), "loader+step")
-    assert [(rate.line, rate.steps_per_run, rate.is_ours) for rate in rates] == [
-        ("dali", 1, True),
-        ("dali", 16, True),
-        ("workers-2", None, False),
-        ("resident", None, True),
-    ]
-    assert [rate.images_per_second for rate in rates] == pytest.approx([1e5, 4e5, 1e4, 5e5])
 
 
 def test_the_same_files_give_the_same_bytes_in_any_order(tmp_path, real):

@@ -21,7 +21,18 @@ LAYERS = {
     "training": {"errors", "config", "figures", "data", "models", "init"},
     "study": {"errors", "config", "data", "models", "init", "training"},
     "report": {"errors", "config", "figures", "data", "models", "init", "training", "study"},
-    "cli": {"errors", "config", "data", "models", "init", "training", "study", "report"},
+    "arguments": {"errors", "config"},
+    "cli": {
+        "errors",
+        "config",
+        "arguments",
+        "data",
+        "models",
+        "init",
+        "training",
+        "study",
+        "report",
+    },
     "__main__": {"cli"},
 }
 SOURCES = sorted((ROOT / "lion_fast").rglob("*.py"))
