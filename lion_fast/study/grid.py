@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -44,7 +44,7 @@ class Cell:
 
         Fields at their default do not enter, so a new field changes no key.
         """
-        default = _default_course()
+        default = _default_course(type(self.config))
         told = {
             name: value for name, value in course(self.config).items() if value != default[name]
         }
@@ -75,8 +75,8 @@ def course(config: TrainConfig) -> dict[str, Any]:
 
 
 @cache
-def _default_course() -> dict[str, Any]:
-    return course(TrainConfig())
+def _default_course(make: Callable[[], TrainConfig]) -> dict[str, Any]:
+    return course(make())
 
 
 @dataclass(frozen=True, kw_only=True)
