@@ -6,9 +6,9 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -44,7 +44,7 @@ class Cell:
 
         Fields at their default do not enter, so a new field changes no key.
         """
-        default = _default_course(type(self.config))
+        default = course(type(self.config)())
         told = {
             name: value for name, value in course(self.config).items() if value != default[name]
         }
@@ -72,11 +72,6 @@ def variant_label(variant: Variant) -> str:
 def course(config: TrainConfig) -> dict[str, Any]:
     """Return the fields that decide a run's numbers, its seconds included, JSON-ready."""
     return {name: value for name, value in config.to_dict().items() if name not in _FREE}
-
-
-@cache
-def _default_course(make: Callable[[], TrainConfig]) -> dict[str, Any]:
-    return course(make())
 
 
 @dataclass(frozen=True, kw_only=True)
