@@ -1,5 +1,10 @@
+import shutil
+import subprocess
+import sys
+
 import pytest
-from stand_in import needs_stand_in, outcomes
+import stand_in_gpu
+from stand_in import TESTS, needs_stand_in, outcomes
 
 pytestmark = needs_stand_in
 
@@ -51,3 +56,21 @@ def test_what_cuda_allows_passes(breaches):
 
 def test_every_breach_is_judged(breaches):
     assert set(breaches) == set(REFUSED) | set(LAWFUL)
+
+
+def test_a_process_keeps_the_stand_in_that_it_was_started_with(tmp_path):
+    """One of another checkout would share its record, and not the size of it."""
+    shutil.copytree(TESTS / "stand_in_gpu", tmp_path / "stand_in_gpu")
+    with open(tmp_path / "stand_in_gpu" / "csrc" / "record.c", "a", encoding="utf-8") as source:
+        source.write("/* of another checkout */\n")
+    env = stand_in_gpu.environment("H100")
+    code = "import stand_in_gpu; stand_in_gpu.load('H100'); print(open('/proc/self/maps').read())"
+    mapped = subprocess.run(
+        [sys.executable, "-c", code],
+        env=env | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    loaded = {line.split()[-1] for line in mapped.splitlines() if line.endswith("libcuda.so.1")}
+    assert loaded == {env["LD_PRELOAD"]}

@@ -15,6 +15,7 @@ from stand_in_gpu.cubin import triton_folder
 from stand_in_gpu.devices import CARDS
 
 _SOURCES = Path(__file__).with_name("csrc")
+_LIBRARY = "libcuda.so.1"
 # enum Kind of stand_in.h.
 KINDS = ("driver kernel", "runtime kernel", "copy", "fill", "library", "graph", "sync")
 
@@ -169,20 +170,20 @@ def _header_folders() -> list[str]:
 
 def library() -> Path:
     """Return the compiled stand-in; gcc takes two seconds when the sources are new."""
-    sources = sorted(_SOURCES.glob("*.c"))
+    sources = sorted(path.name for path in _SOURCES.glob("*.c"))
     command = [
         "gcc", "-shared", "-fPIC", "-O1", "-w", "-fno-strict-aliasing", *_header_folders(),
-        "-Wl,-soname,libcuda.so.1", *map(str, sources), "-ldl", "-lpthread",
+        f"-Wl,-soname,{_LIBRARY}", *sources, "-ldl", "-lpthread",
     ]  # fmt: skip
     digest = hashlib.sha256(" ".join(command).encode())
-    for path in [*sources, _SOURCES / "stand_in.h"]:
-        digest.update(path.read_bytes())
+    for name in [*sources, "stand_in.h"]:
+        digest.update((_SOURCES / name).read_bytes())
     folder = Path(tempfile.gettempdir(), f"stand-in-gpu-{os.getuid()}-{digest.hexdigest()[:16]}")
-    path = folder / "libcuda.so.1"
+    path = folder / _LIBRARY
     if not path.exists():
         folder.mkdir(mode=0o700, exist_ok=True)
         partial = folder / f"{os.getpid()}.so"
-        subprocess.run([*command, "-o", str(partial)], check=True)
+        subprocess.run([*command, "-o", str(partial)], check=True, cwd=_SOURCES)
         partial.replace(path)
     return path
 
@@ -214,11 +215,12 @@ def load(name: str) -> Gpu:
     In a process that was started with `environment(name)` it returns the GPU that is there.
     Raises RuntimeError where torch has been imported without it.
     """
-    path = library()
-    settings = _settings(name, path)
     inherited = os.environ.get("STAND_IN_GPU")
     if inherited is None and "torch" in sys.modules:
         raise RuntimeError("the stand-in has to be loaded before torch is imported")
+    # Not one that other sources make: two in a process would share a record and not its size.
+    path = library() if inherited is None else Path(os.environ["TRITON_LIBCUDA_PATH"], _LIBRARY)
+    settings = _settings(name, path)
     if inherited is not None and inherited != settings["STAND_IN_GPU"]:
         raise RuntimeError(f"this process has another stand-in: {inherited.split('|')[0]}")
     os.environ.pop("TRITON_INTERPRET", None)
