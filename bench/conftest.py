@@ -240,6 +240,17 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.benchmark(**options), append=False)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Leave a row that is interrupted out of the results: without a round it has no median."""
+    try:
+        return (yield)
+    except KeyboardInterrupt:
+        if benchmark := getattr(item, "funcargs", {}).get("benchmark"):
+            benchmark.has_error = True
+        raise
+
+
 def resolve_device(name: str) -> torch.device:
     """Turn `--device` into a device; raise pytest.UsageError where it is not available."""
     if name == "auto":

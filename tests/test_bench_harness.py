@@ -205,9 +205,11 @@ def test_compare(bench):
 """
 
 
-def run_benchmarks(folder: Path, *options: str) -> subprocess.CompletedProcess:
+def run_benchmarks(
+    folder: Path, *options: str, source: str = BENCHMARKS
+) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "conftest"]
-    (folder / "bench_sample.py").write_text(BENCHMARKS)
+    (folder / "bench_sample.py").write_text(source)
     return subprocess.run(
         [*command, "-p", "no:cacheprovider", "--device=cpu", *options, "bench_sample.py"],
         cwd=folder,
@@ -215,6 +217,25 @@ def run_benchmarks(folder: Path, *options: str) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.slow
+def test_an_interrupted_row_leaves_the_others_their_results(tmp_path):
+    path = tmp_path / "results.json"
+    interrupted = """
+def test_interrupted(bench):
+    calls = iter(range(2))  # to warm up; the next is the first that is timed
+    bench.compare({name: lambda: next(calls, None) is None and os.kill(os.getpid(), signal.SIGINT)
+                   for name in ("a", "b")}, rounds=5, **ROW)
+"""
+    done = run_benchmarks(
+        tmp_path,
+        f"--benchmark-json={path}",
+        source="import os, signal\n" + BENCHMARKS + interrupted,
+    )
+    assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout + done.stderr
+    names = {row["name"] for row in json.loads(path.read_text())["benchmarks"]}
+    assert names == {"test_time", "test_compare"}
 
 
 @pytest.mark.slow
