@@ -241,12 +241,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+def pytest_runtest_call(item: pytest.Function) -> Generator[None, Any, Any]:
     """Leave a row that is interrupted out of the results: without a round it has no median."""
     try:
         return (yield)
     except KeyboardInterrupt:
-        if benchmark := getattr(item, "funcargs", {}).get("benchmark"):
+        benchmark: Any = item.funcargs.get("benchmark")
+        if benchmark is not None:
             benchmark.has_error = True
         raise
 
