@@ -4,6 +4,7 @@ torch.compile."""
 import numpy as np
 import pytest
 import torch
+from _harness import side_stream
 from gpu_waits import waits_refused
 from heads_inputs import DEVICE, THREE_HEADS, make_inputs, outputs_and_gradients
 from torch import nn
@@ -290,10 +291,10 @@ def test_a_backbone_compiled_alone_takes_the_expanded_gradient(compiler, memory_
 @needs_gpu
 def test_forward_and_backward_are_captured_in_a_graph_and_never_wait():
     inputs = make_inputs(128, 10, [(72, 32, 32), (84, 16, 16), (90, 8, 8)], torch.bfloat16)
-    expected = outputs_and_gradients(inputs, "triton")
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        with waits_refused():
+    with side_stream(torch.device("cuda")):  # autograd keeps the stream that it first ran on
+        expected = outputs_and_gradients(inputs, "triton")
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()), waits_refused():
             captured = outputs_and_gradients(inputs, "triton")
     graph.replay()
     torch.cuda.synchronize()
