@@ -84,6 +84,7 @@ def count_card(card: str, arch: str, optimizer: str, tiny: bool) -> dict[str, An
     logging.getLogger("torch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     import torch
+    import torch._inductor.compile_fx  # once, for every fork
     import triton
 
     engines = {}

@@ -42,6 +42,7 @@ def count(tiny: bool) -> dict[str, Any]:
     logging.getLogger("torch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     import torch
+    import torch._inductor.compile_fx  # once, for every fork
     import triton
 
     found: dict[str, Any] = {

@@ -13,7 +13,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import stand_in_gpu
 from stand_in_gpu.processes import in_own_process
-from stand_in_runs import config_of, make_images, usage
+from stand_in_runs import config_of, import_ahead, make_images, usage
 
 
 def train_twice(gpu: stand_in_gpu.Gpu, run: str, dataset: Path, out: Path) -> list[dict[str, Any]]:
@@ -32,6 +32,7 @@ def train_twice(gpu: stand_in_gpu.Gpu, run: str, dataset: Path, out: Path) -> li
 def main() -> int:
     card, folder, *runs = sys.argv[1:]
     gpu = stand_in_gpu.load(card)
+    import_ahead()
     dataset = make_images(Path(folder))
     outcomes = {
         run: in_own_process(train_twice, gpu, run, dataset, Path(folder, "runs")) for run in runs

@@ -9,6 +9,7 @@ import os
 import sys
 from collections import Counter
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +119,23 @@ def doctor() -> list[str]:
     return doctor()
 
 
+def import_ahead() -> None:
+    """Import once, for every fork, what a run imports."""
+    for name in (
+        "matplotlib.backends.backend_agg",
+        "torch._inductor.compile_fx",
+        "lion_fast.data.workers",
+        "lion_fast.training.loop",
+        "lion_fast.training.plots",
+    ):
+        import_module(name)
+
+
 def main() -> int:
     card, folder, *runs = sys.argv[1:]
     gpu = stand_in_gpu.load(card)
+    import_ahead()
     import stand_in_inductor
-    import torch._inductor.compile_fx  # noqa: F401  imported once, for every fork
-
-    import lion_fast.training  # noqa: F401
 
     if "real" not in os.environ.get("STAND_IN_INDUCTOR", ""):
         stand_in_inductor.note_instead_of_compiling(gpu)

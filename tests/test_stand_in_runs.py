@@ -18,9 +18,9 @@ RUNS = {
     "A100": (
         'eager/tf32/densenet_ds/resident/impl="torch"',
         "eager/bf16/resnet_ds/resident",
-        "compile/bf16/resnet_ds/workers",
+        "compile/bf16/densenet_ds/workers",
         "compile/fp16/densenet_ds/workers",
-        "graph/tf32/resnet_ds/workers",
+        "graph/tf32/densenet_ds/workers",
         "graph/fp32/densenet_ds/resident/steps_per_replay=3",
         'graph-eager/tf32/densenet_ds/workers/impl="torch"',
     ),
