@@ -51,13 +51,15 @@ bench-compare: ready
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-compare=$(BASE) \
 		--benchmark-compare-fail=median:10%
 
-# Uses the interpreter it is given, installs nothing, needs no network.
+# Uses the interpreter it is given, installs nothing, needs no network. REHEARSE=1 measures nothing:
+# it shows in minutes that every stage runs.
 PYTHON ?= $(BIN)/python
 STAGE ?= all
 OUT ?= bench/results
 gpu:
 	$(PYTHON) bench/gpu_suite.py --stage $(STAGE) --out $(OUT) \
-		$(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(COMMIT),--commit $(COMMIT))
+		$(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(COMMIT),--commit $(COMMIT)) \
+		$(if $(REHEARSE),--rehearse)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -131,8 +131,9 @@ def prepare_round(
     device: torch.device,
     *,
     graph: bool = False,
+    min_seconds: float = MIN_ROUND_SECONDS,
 ) -> Round:
-    """Warm the function up and return a round of it that lasts at least MIN_ROUND_SECONDS.
+    """Warm the function up and return a round of it that lasts at least `min_seconds`.
 
     With `graph` on CUDA, the round replays a graph that cycles through every argument set, so that
     launch costs do not count; elsewhere `graph` changes nothing.
@@ -146,14 +147,14 @@ def prepare_round(
         if time_round(call, device) > LONG_CALL_SECONDS:
             break
     if not (graph and device.type == "cuda"):
-        return Round(call, calls_per_round(call, device), 1)
+        return Round(call, calls_per_round(call, device, min_seconds), 1)
     calls = len(argument_sets)
     replay = record_calls(function, argument_sets, calls, device)
     seconds = min(time_round(replay, device) for _ in range(3))
-    if seconds < MIN_ROUND_SECONDS:
-        calls = min(math.ceil(calls * MIN_ROUND_SECONDS / seconds), MAX_CALLS_PER_GRAPH)
+    if seconds < min_seconds:
+        calls = min(math.ceil(calls * min_seconds / seconds), MAX_CALLS_PER_GRAPH)
         replay = record_calls(function, argument_sets, calls, device)
-    return Round(replay, calls_per_round(replay, device), calls)
+    return Round(replay, calls_per_round(replay, device, min_seconds), calls)
 
 
 class RatioEstimate(NamedTuple):
@@ -217,10 +218,15 @@ def interleaved_rounds(
     graph: bool = False,
     warmup_rounds: int = 1,
     seed: int = 0,
+    min_seconds: float = MIN_ROUND_SECONDS,
 ) -> Iterator[dict[str, float]]:
-    """Yield without end one round's seconds per call of every function, run side by side."""
+    """Yield without end one round's seconds per call of every function, run side by side.
+
+    min_seconds: that a round of each lasts.
+    """
     rounds = {
-        name: prepare_round(run, [()], device, graph=graph) for name, run in functions.items()
+        name: prepare_round(run, [()], device, graph=graph, min_seconds=min_seconds)
+        for name, run in functions.items()
     }
     for _ in range(warmup_rounds):
         for each in rounds.values():

@@ -66,7 +66,9 @@ def test_step_fused_against_modules(bench, image_set) -> None:
     if bench.device.type != "cuda":
         pytest.skip("needs a CUDA GPU: engine graph")
     needs_kernels(bench)
-    fused = TrainConfig(device=str(bench.device), engine="graph", backbone="fused")
+    fused = TrainConfig(
+        device=str(bench.device), engine="graph", backbone="fused", **bench.fewer_layers
+    )
     modules = replace(fused, backbone="modules")
     with ExitStack() as stack:
         trainings = {

@@ -87,7 +87,7 @@ def note_rates(bench: Any, seconds: float | None, label: str, loader: Loader, st
 def test_loader_alone(bench, image_set, label):
     """Deliver batches to nobody."""
     dtype = torch.bfloat16 if bench.device.type == "cuda" else torch.float32
-    num_steps = 2 if bench.quick else STEPS_PER_CALL
+    num_steps = STEPS_PER_CALL if bench.judges_time else 2
 
     def deliver() -> None:
         for _ in range(num_steps):
@@ -110,13 +110,14 @@ def test_loader_alone(bench, image_set, label):
 class Training:
     """A training run, warmed up, whose steps are executed on demand."""
 
-    def __init__(self, label: str, image_set: ImageSet, device: torch.device, quick: bool) -> None:
-        network = CPU_NETWORK if device.type == "cpu" else {}
+    def __init__(self, label: str, image_set: ImageSet, bench: Any) -> None:
+        device = bench.device
+        network = CPU_NETWORK if device.type == "cpu" else bench.fewer_layers
         config = TrainConfig(device=str(device), batch_size=BATCH_SIZE, **network)
         self.resolved = resolve(config)
         plan = BatchPlan(len(image_set.train_images), BATCH_SIZE, seed=config.seed)
         model = build(config, self.resolved, image_set, plan)
-        num_steps = 64 if quick else NUM_STEPS
+        num_steps = 64 if bench.quick else NUM_STEPS
         dtype = self.resolved.compute_dtype
         self.loader = open_loader(label, image_set, device, dtype, num_steps)
         self._engine = make_engine(
@@ -128,7 +129,7 @@ class Training:
         )
         self._engine.setup(0)
         steps_wanted = STEPS_PER_CALL if device.type == "cuda" else STEPS_PER_CPU_CALL
-        self._chunks = 1 if quick else steps_wanted // self._engine.chunk_steps
+        self._chunks = steps_wanted // self._engine.chunk_steps if bench.judges_time else 1
         self.steps_per_call = self._chunks * self._engine.chunk_steps
 
     def __call__(self) -> None:
@@ -147,7 +148,7 @@ def test_loader_and_step(bench, image_set, label):
         closer.enter_context(float32_precision(resolved))
         runs = {}
         for name in (label, "resident"):
-            runs[name] = Training(name, image_set, bench.device, bench.quick)
+            runs[name] = Training(name, image_set, bench)
             closer.enter_context(closing(runs[name].loader))
         samples = bench.compare(
             runs,

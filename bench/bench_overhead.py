@@ -115,7 +115,7 @@ def test_lion_dg_costs_nothing(bench, image_set, arch, engine) -> None:
     if engine == "graph" and device.type == "cpu":
         pytest.skip("engine graph needs a CUDA GPU")
     batch_size = CPU_BATCH_SIZE[arch] if device.type == "cpu" else 128
-    size = TINY if bench.quick else {"batch_size": batch_size}
+    size = TINY if bench.quick else {"batch_size": batch_size, **bench.fewer_layers}
     configs = {
         init: TrainConfig(init=init, arch=arch, engine=engine, device=str(device), **size)
         for init in INITS
@@ -146,7 +146,7 @@ def test_lion_dg_costs_nothing(bench, image_set, arch, engine) -> None:
         )
         bound = BOUND[device.type]
         ratio = bench.record_ratio(samples, *INITS, bound)
-        if bench.quick:
+        if not bench.judges_time:
             return
         if not (ratio.contains(1.0) and ratio.within(bound)):
             # One interval in twenty misses by chance, more on a busy machine. The second, longer

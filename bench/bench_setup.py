@@ -51,13 +51,14 @@ def caches(tmp_path_factory):
 @stated
 @pytest.mark.parametrize("cache", ["cold", "warm"])  # in this order: cold fills what warm finds
 @pytest.mark.parametrize("engine", ENGINES)
-def test_setup(benchmark, device, caches, tmp_path, engine: str, cache: str) -> None:
+def test_setup(benchmark, device, caches, rehearsal, tmp_path, engine: str, cache: str) -> None:
     """State the setup seconds of a run of one step."""
     if engine != "compile" and device.type == "cpu":
         pytest.skip("engine graph needs a CUDA GPU")
     if cache == "warm" and (benchmark.disabled or engine == "graph_without_compile"):
         pytest.skip("there is nothing in its cache: quick mode and eager graphs compile nothing")
     flags = QUICK if benchmark.disabled else ENGINES[engine]
+    flags = [*flags, "--block-layers", 1] if rehearsal else flags
     summary, process_seconds = train_afresh(
         "--dataset", "digits", "--max-steps", 1, "--device", device, *flags,
         folder=tmp_path, env=caches(engine),
@@ -79,10 +80,11 @@ def test_setup(benchmark, device, caches, tmp_path, engine: str, cache: str) -> 
 
 @stated
 @pytest.mark.parametrize("command", COMMANDS)
-def test_start(benchmark, command: str) -> None:
+def test_start(benchmark, rehearsal, command: str) -> None:
     """State the seconds of a process that only starts."""
     arguments, goal = COMMANDS[command]
-    seconds = [run_python(*arguments).seconds for _ in range(1 if benchmark.disabled else 4)]
+    times = 1 if benchmark.disabled or rehearsal else 4
+    seconds = [run_python(*arguments).seconds for _ in range(times)]
     state(
         benchmark,
         seconds[-3:],  # the first may have compiled bytecode

@@ -119,7 +119,7 @@ def test_step_against_an_eager_loop_by_hand(bench, image_set) -> None:
     """Compare engine eager with the least that a loop can do, and with engine compile."""
     config = TrainConfig(
         device=str(bench.device), engine="eager", precision="fp32", loader="resident",
-        **(TINY if bench.quick else {}),
+        **(TINY if bench.quick else bench.fewer_layers),
     )  # fmt: skip
     compiled = replace(config, engine="compile")
     num_steps = 64 if bench.quick else NUM_IMAGES // config.batch_size
@@ -150,11 +150,12 @@ def test_step_against_an_eager_loop_by_hand(bench, image_set) -> None:
 def test_step_against_plain_scripts(bench, image_set) -> None:
     """Compare the trainer's fastest engine with what people write, and with its own baseline."""
     on_gpu = bench.device.type == "cuda"
-    tiny = TINY if bench.quick else {}
+    tiny = TINY if bench.quick else bench.fewer_layers
     base = TrainConfig(**{"num_workers": NUM_WORKERS, **tiny, "device": str(bench.device)})
     ours = replace(base, engine="graph" if on_gpu else "compile")
     baseline = replace(base, engine="eager", precision="fp32", loader="workers")
     num_steps = 512 if bench.quick else NUM_IMAGES // base.batch_size
+    many = on_gpu and bench.judges_time
     with ExitStack() as stack:
 
         def train(config: TrainConfig) -> Training:
@@ -162,7 +163,7 @@ def test_step_against_plain_scripts(bench, image_set) -> None:
                 config,
                 image_set,
                 num_steps=num_steps,
-                chunks_per_call=RIVAL_STEPS_PER_CALL // config.steps_per_replay if on_gpu else 1,
+                chunks_per_call=RIVAL_STEPS_PER_CALL // config.steps_per_replay if many else 1,
             )
             return stack.enter_context(training)
 
@@ -209,7 +210,7 @@ def test_step_against_plain_scripts(bench, image_set) -> None:
 
 def test_step(bench, image_set, case) -> None:
     """Time steps of the trainer."""
-    tiny = TINY if bench.quick else {}
+    tiny = TINY if bench.quick else bench.fewer_layers
     config = TrainConfig(
         **{"num_workers": NUM_WORKERS, **case, **tiny, "device": str(bench.device)}
     )

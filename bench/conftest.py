@@ -30,6 +30,9 @@ How to write a benchmark::
 - `graph=True` records many calls in one CUDA graph: for kernels that end before their launch does.
   Tests run on a side stream so that a backward pass can be recorded too. Never synchronise or call
   `.item()` in what is timed.
+- Under `--rehearse` all of this happens, in two short rounds of the fewest cases that show every
+  value of every parameter, and trained networks have the `fewer_layers` that compile sooner; no
+  test may assert anything of time then either (`judges_time`).
 - `image_set` is CIFAR-10 from `--data-dir`, else synthetic (`image_set.name` says which).
 - `_harness.py` holds the timers and statistics, for scripts without pytest.
 """
@@ -51,6 +54,7 @@ if not torch.cuda.is_available():
 import _machine
 import pytest
 from _harness import (
+    MIN_ROUND_SECONDS,
     RatioEstimate,
     Samples,
     cache_bytes,
@@ -73,6 +77,8 @@ from lion_fast.data.open import load_image_set
 
 T = TypeVar("T", bound=tuple)
 MAX_ROUNDS = 200
+REHEARSAL_ROUNDS = 2
+REHEARSAL_INPUTS = 2
 
 
 class RoundClock:
@@ -97,14 +103,27 @@ class Bench:
     def __init__(self, benchmark: Any, device: torch.device, config: pytest.Config) -> None:
         self.device = device
         self.quick: bool = benchmark.disabled
+        self.rehearsal: bool = config.getoption("rehearse")
+        self._round_seconds = 0.0 if self.rehearsal else MIN_ROUND_SECONDS
         self._benchmark = benchmark
         self._min_rounds: int = config.getoption("benchmark_min_rounds")
         self._max_seconds = float(config.getoption("benchmark_max_time"))
+
+    @property
+    def judges_time(self) -> bool:
+        """Whether a test may assert anything of time."""
+        return not (self.quick or self.rehearsal)
+
+    @property
+    def fewer_layers(self) -> dict[str, int]:
+        """Fields of a TrainConfig that a rehearsal changes: setting up grows with the layers."""
+        return {"block_layers": 1} if self.rehearsal else {}
 
     def rotate(self, make: Callable[[], T]) -> list[T]:
         """Return tuples from `make`, enough for each to leave the cache before its next turn."""
         first = make()
         count = 1 if self.quick else num_input_sets(tensor_bytes(first), self.device)
+        count = min(count, REHEARSAL_INPUTS) if self.rehearsal else count
         return [first, *(make() for _ in range(count - 1))]
 
     def time(
@@ -133,7 +152,9 @@ class Bench:
             self._benchmark.pedantic(function, args=argument_sets[0])
             return None
         first = argument_sets[0]
-        round_ = prepare_round(function, argument_sets, self.device, graph=graph)
+        round_ = prepare_round(
+            function, argument_sets, self.device, graph=graph, min_seconds=self._round_seconds
+        )
         row |= {
             "calls_per_round": round_.calls,
             "graph": graph and self.device.type == "cuda",
@@ -148,7 +169,7 @@ class Bench:
             CLOCK.seconds += round_.time(self.device)
 
         with no_garbage_collection():
-            self._benchmark.pedantic(run_round, rounds=rounds)
+            self._benchmark.pedantic(run_round, rounds=self._at_most(rounds))
         return self._report(row, bytes_moved)
 
     def compare(
@@ -174,7 +195,9 @@ class Bench:
             once = {name: time_round(run, self.device) for name, run in functions.items()}
             self._benchmark.pedantic(lambda: None)
             return collect([once])
-        source = interleaved_rounds(functions, self.device, graph=graph)
+        source = interleaved_rounds(
+            functions, self.device, graph=graph, min_seconds=self._round_seconds
+        )
         rows: list[dict[str, float]] = []
 
         def run_round() -> None:
@@ -182,7 +205,7 @@ class Bench:
             CLOCK.seconds += rows[-1][subject]
 
         with no_garbage_collection():
-            self._benchmark.pedantic(run_round, rounds=rounds)
+            self._benchmark.pedantic(run_round, rounds=self._at_most(rounds))
         samples = collect(rows)
         row["subject"] = subject
         row["median_seconds_of"] = {name: samples.median(name) for name in functions}
@@ -206,6 +229,9 @@ class Bench:
         """Add fields to the row's `extra_info`."""
         self._benchmark.extra_info.update(setting)
 
+    def _at_most(self, rounds: int) -> int:
+        return min(rounds, REHEARSAL_ROUNDS) if self.rehearsal else rounds
+
     def _num_rounds(self, seconds_per_round: float) -> int:
         fitting = math.ceil(self._max_seconds / max(seconds_per_round, 1e-9))
         return min(max(fitting, self._min_rounds), MAX_ROUNDS)
@@ -224,12 +250,13 @@ class Bench:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--device`, `--data-dir` and `--commit`."""
+    """Add `--device`, `--data-dir`, `--commit` and `--rehearse`."""
     group = parser.getgroup("lion-fast benchmarks")
     group.addoption("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     with suppress(ValueError):  # tests/conftest.py has it too, and one call may run both
         group.addoption("--data-dir", type=Path, help="folder that holds CIFAR-10")
     group.addoption("--commit", help="commit to state in results where git cannot tell")
+    group.addoption("--rehearse", action="store_true", help="two rounds each of a few cases")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -250,6 +277,30 @@ def pytest_runtest_call(item: pytest.Function) -> Generator[None, Any, Any]:
         if benchmark is not None:
             benchmark.has_error = True
         raise
+
+
+def shown(item: pytest.Item) -> set[tuple[str, ...]]:
+    """Return what a case shows: its function, and every value that it is given."""
+    function = item.nodeid.partition("[")[0]
+    values: set[tuple[str, ...]] = {(function,)}
+    for name, value in item.callspec.params.items() if hasattr(item, "callspec") else ():
+        parts = value.items() if isinstance(value, dict) else [(name, value)]
+        values |= {(function, key, str(part)) for key, part in parts}
+    return values
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a rehearsal, leave out the cases that show nothing which an earlier one does not."""
+    if not config.getoption("rehearse"):
+        return
+    seen: set[tuple[str, ...]] = set()
+    kept = []
+    for item in items:
+        if not shown(item) <= seen:
+            kept.append(item)
+            seen |= shown(item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 def resolve_device(name: str) -> torch.device:
@@ -298,6 +349,12 @@ def pytest_benchmark_compare_machine_info(
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Return the device that `--device` names."""
     return resolve_device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def rehearsal(request: pytest.FixtureRequest) -> bool:
+    """Return whether `--rehearse` was given, for benchmarks without `bench`."""
+    return bool(request.config.getoption("rehearse"))
 
 
 @pytest.fixture

@@ -3,6 +3,10 @@
 Each stage is a process of this interpreter that ends in under nine minutes; what it has measured by
 then is kept. Nothing is installed and nothing is fetched: where lion-fast is not installed, the
 stages import it from this checkout. Writes DIR/<gpu>_<date>_<commit>_<stage>.json, prints a table.
+
+`--rehearse` shows in minutes that a stage runs to its end: it does the same with few cases of each
+benchmark in two rounds, with the tests that only a GPU runs, and with a small study. Its numbers
+mean nothing, so its files are named <stage>-rehearsal.
 """
 
 import argparse
@@ -55,6 +59,7 @@ def read_stages() -> dict[str, Stage]:
 
 
 STAGES = read_stages()
+REHEARSED_STUDY = Stage(study=str(ROOT / "bench" / "rehearsal.toml"), needs_data=True)
 
 
 def result_name(gpu: str, commit: str | None, stage: str) -> str:
@@ -112,22 +117,25 @@ def stage_command(name: str, files: list[str], target: Path, args: argparse.Name
     # -P keeps the checkout's root, whose lion_fast lacks kernels, out of sys.path.
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     if name == "tests":
-        return [*command, f"--junitxml={target}"]
+        chosen = ["-m", "gpu and not slow"] if args.rehearse else []
+        return [*command, f"--junitxml={target}", *chosen]
     command += ["--device=cuda", f"--benchmark-json={target}"]
     if args.data_dir:
         command.append(f"--data-dir={args.data_dir}")
     if args.commit:
         command.append(f"--commit={args.commit}")
-    return command
+    return [*command, "--rehearse"] if args.rehearse else command
 
 
 def study_commands(study: str, args: argparse.Namespace) -> dict[str, list[str]]:
     """Return the calls that run a study, or go on with it, and write what it holds to `--out`.
 
-    Its store stays in studies/ of the checkout, where the next call finds it.
+    study: its name, or the path of its file. Its store stays in studies/ of the checkout, where the
+    next call finds it; a rehearsal's stays in `--out`.
     """
     command = [sys.executable, "-P", "-m", "lion_fast.cli"]
-    folder, store = str(args.out / "studies" / study), str(ROOT / "studies")
+    folder = str(args.out / "studies" / Path(study).stem)
+    store = str(args.out / "rehearsal" if args.rehearse else ROOT / "studies")
     data = [f"--data-dir={args.data_dir}"] if args.data_dir else []
     return {
         "run": [*command, "study", study, "--device=cuda", *data, f"--out={store}"],
@@ -196,6 +204,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=whole_path, default=ROOT / "bench" / "results")
     parser.add_argument("--data-dir", type=whole_path, help="folder that holds CIFAR-10")
     parser.add_argument("--commit", help="commit to state in results where git cannot tell")
+    parser.add_argument("--rehearse", action="store_true", help="few cases, to see that they run")
     return parser.parse_args(arguments)
 
 
@@ -232,6 +241,8 @@ def run_stages(args: argparse.Namespace, folder: Path, info: dict[str, Any]) -> 
     summary, codes = [], []
     for name in STAGES if args.stage == "all" else [args.stage]:
         stage = STAGES[name]
+        if args.rehearse and stage.study is not None:
+            stage = REHEARSED_STUDY
         if stage.needs_data and args.data_dir is None:
             summary.append(f"{name}: not run, it needs the real images of --data-dir")
             continue
@@ -240,7 +251,8 @@ def run_stages(args: argparse.Namespace, folder: Path, info: dict[str, Any]) -> 
             codes.append(run_study(stage.study, args, env))
             summary.append(f"{name}: {ending(codes[-1])} after {time.monotonic() - start:.0f} s")
             continue
-        target = args.out / result_name(info["gpu"], info["commit"], name)
+        label = f"{name}-rehearsal" if args.rehearse else name
+        target = args.out / result_name(info["gpu"], info["commit"], label)
         written = folder / "junit.xml" if name == "tests" else target
         code = run_stage(stage_command(name, list(stage.files), written, args), env, STAGE_SECONDS)
         codes.append(code)

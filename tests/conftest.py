@@ -24,6 +24,15 @@ def pytest_addoption(parser):
         parser.addoption("--data-dir", type=Path, help="folder that holds CIFAR-10")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark as `gpu` what is skipped without one, by the reason that it gives."""
+    for item in items:
+        reasons = [mark.kwargs["reason"] for mark in item.iter_markers("skipif")]
+        if any(reason.startswith("needs a CUDA GPU") for reason in reasons):
+            item.add_marker("gpu")
+
+
 @pytest.fixture
 def data_dir(request):
     """Folder with real CIFAR data, or None."""

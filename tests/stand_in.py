@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stand_in_gpu
 
 TESTS = Path(__file__).parent
 # The stand-in answers for the libraries that this version calls; see stand_in_gpu/__init__.py.
@@ -23,6 +24,28 @@ needs_stand_in = pytest.mark.skipif(
 )
 
 
+def caches(folder: Path) -> dict[str, str]:
+    """Return the environment that keeps compiled kernels in `folder`."""
+    return {
+        "TRITON_CACHE_DIR": str(folder / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+    }
+
+
+# max-autotune compiles and times its own candidates, by the dozen; a library's are there.
+LIBRARIES_ALONE = {
+    f"TORCHINDUCTOR_MAX_AUTOTUNE_{kind}_BACKENDS": "ATEN" for kind in ("GEMM", "CONV")
+}
+
+
+def noting_environment(card: str, cache: Path) -> dict[str, str]:
+    """Return the environment of a command on the stand-in, whose kernels are not compiled."""
+    path = os.pathsep.join(map(str, (TESTS, TESTS / "stand_in_site")))
+    # A pytest that takes itself for a worker of this one measures nothing.
+    outside = {k: v for k, v in stand_in_gpu.environment(card).items() if "PYTEST" not in k}
+    return outside | LIBRARIES_ALONE | caches(cache) | {"PYTHONPATH": path}
+
+
 def outcomes(
     script: str, *arguments: str | Path, cache: Path, env: dict[str, str] | None = None
 ) -> Any:
@@ -30,14 +53,10 @@ def outcomes(
 
     cache: folder in which compiled kernels are kept from one call to the next.
     """
-    caches = {
-        "TRITON_CACHE_DIR": str(cache / "triton"),
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-    }
     inherited = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, str(TESTS / script), *map(str, arguments)],
-        env=inherited | caches | (env or {}),
+        env=inherited | caches(cache) | (env or {}),
         capture_output=True,
         text=True,
     )

@@ -1,4 +1,4 @@
-"""Inductor without its Triton compiler: to count launches, nothing needs compiling."""
+"""Kernels without Triton's compiler: to note launches, nothing needs compiling."""
 
 from typing import Any
 
@@ -13,6 +13,9 @@ class _Noted:
 
     def run(self, *args: Any, stream: int, **kwargs: Any) -> None:
         self._gpu.note(self._name, stream)
+
+    def precompile(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing; the autotuner asks for it."""
 
 
 def note_instead_of_compiling(gpu: stand_in_gpu.Gpu) -> None:
@@ -29,3 +32,16 @@ def note_instead_of_compiling(gpu: stand_in_gpu.Gpu) -> None:
         return _Noted(gpu, kernel_name)
 
     AsyncCompile.triton = triton  # type: ignore[method-assign]
+
+
+def note_instead_of_launching(gpu: stand_in_gpu.Gpu) -> None:
+    """Replace the launches of the project's own kernels by notes."""
+    import torch
+
+    from lion_fast.kernels.launch import Launch
+
+    def run(self: Launch, device_of: torch.Tensor) -> None:
+        with torch.cuda.device_of(device_of):
+            gpu.note(self.kernel.__name__, torch.cuda.current_stream().cuda_stream)
+
+    Launch.run = run  # type: ignore[method-assign]

@@ -171,7 +171,7 @@ class DisabledBenchmark:
 
 
 def quick_bench():
-    options = {"benchmark_min_rounds": 5, "benchmark_max_time": 1.0}
+    options = {"benchmark_min_rounds": 5, "benchmark_max_time": 1.0, "rehearse": False}
     config = SimpleNamespace(getoption=options.__getitem__)
     return load_conftest().Bench(DisabledBenchmark(), CPU, config)
 
@@ -202,6 +202,16 @@ def test_compare(bench):
     functions = {"slow": lambda: time.sleep(6e-3), "fast": lambda: time.sleep(3e-3)}
     samples = bench.compare(functions, rounds=5, **ROW)
     bench.record_ratio(samples, "slow", "fast", bound=0.03)
+"""
+
+GRID_BENCHMARK = """
+import pytest
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("case", [{"n": 1}, {"n": 2}])
+def test_grid(bench, case, dtype):
+    assert not bench.judges_time
+    bench.time(lambda: None, op="grid", impl="torch", shape=f"N{case['n']}", dtype=dtype, mode="m")
 """
 
 INTERRUPTED_BENCHMARK = """
@@ -235,6 +245,19 @@ def test_an_interrupted_row_leaves_the_others_their_results(tmp_path):
     assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout + done.stderr
     names = {row["name"] for row in json.loads(path.read_text())["benchmarks"]}
     assert names == {"test_time", "test_compare"}
+
+
+@pytest.mark.slow
+def test_a_rehearsal_shows_every_value_of_a_parameter_in_two_rounds(tmp_path):
+    path = tmp_path / "results.json"
+    done = run_benchmarks(
+        tmp_path, "--rehearse", f"--benchmark-json={path}", source=BENCHMARKS + GRID_BENCHMARK
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(path.read_text())["benchmarks"]
+    assert {row["stats"]["rounds"] for row in rows} == {2}
+    shown = {(row["extra_info"]["shape"], row["extra_info"]["dtype"]) for row in rows}
+    assert shown == {("N1000", "float32"), ("N1", "fp32"), ("N1", "bf16"), ("N2", "fp32")}
 
 
 @pytest.mark.slow

@@ -76,7 +76,8 @@ def test_a_stage_out_of_time_is_interrupted_so_that_it_can_write_its_results(tmp
 
 
 def suite_arguments(tmp_path, stage, **given):
-    return SimpleNamespace(stage=stage, out=tmp_path, data_dir=None, commit=None, **given)
+    settings = {"data_dir": None, "commit": None, "rehearse": False} | given
+    return SimpleNamespace(stage=stage, out=tmp_path, **settings)
 
 
 INFO = {"gpu": "NVIDIA Test", "torch": "0", "commit": None}

@@ -29,7 +29,8 @@ One rule is stricter than CUDA's: the capturing thread may not use the legacy st
 would run that work once, outside the graph.
 
 What it cannot see: values (a kernel leaves memory as it was, and code that branches on a value
-takes one branch), what cuDNN and cuBLAS launch inside and the workspace they want, time,
+takes one branch), what cuDNN and cuBLAS launch inside and the workspace they want, time (an event
+is a millisecond later than the one recorded before it),
 occupancy, out-of-bounds accesses, races between kernels, pointers inside kernels of PyTorch's own
 libraries. Nor alignment: a cubin says of every pointer that it is aligned to one byte, whatever
 the kernel was specialised for; Triton looks at the address at each launch, and Inductor's code

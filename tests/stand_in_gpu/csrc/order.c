@@ -11,13 +11,13 @@
 enum { GLOBAL, THREAD_LOCAL, RELAXED };
 
 typedef struct {
-  int recorded;
+  int recorded; /* how many recordings of events there were by then; 0 if it never was */
   Capture *capture; /* that the event was last recorded in */
   Clock clock;
 } Event;
 
 static Stream legacy = {.is_legacy = 1}, *streams[MAX_STREAMS] = {&legacy};
-static int num_streams = 1, num_captures;
+static int num_streams = 1, num_captures, num_recordings;
 static __thread Stream *own_stream; /* cudaStreamPerThread */
 static __thread int thread_mode = GLOBAL;
 static Capture *active[64];
@@ -169,7 +169,7 @@ int cudaEventRecordWithFlags(Event *e, void *handle, unsigned external) {
   LOCKED;
   Stream *s = stream_of(handle);
   if (s->capture && s->capture->status == INVALIDATED) return fail(CAPTURE_INVALIDATED);
-  e->recorded = 1, e->clock = s->clock, e->capture = external ? 0 : s->capture;
+  e->recorded = ++num_recordings, e->clock = s->clock, e->capture = external ? 0 : s->capture;
   return 0;
 }
 int cudaEventRecord(Event *e, void *handle) { return cudaEventRecordWithFlags(e, handle, 0); }
@@ -184,7 +184,7 @@ int cudaEventQuery(Event *e) {
 int cudaEventElapsedTime(float *ms, Event *from, Event *to) {
   if (!from->recorded || !to->recorded) return fail(INVALID_VALUE);
   if (from->capture || to->capture) return fail(CAPTURED_EVENT);
-  return *ms = 1.0f, 0;
+  return *ms = to->recorded - from->recorded, 0;
 }
 int cudaStreamWaitEvent(void *handle, Event *e, unsigned external) {
   LOCKED;
