@@ -15,9 +15,9 @@ from report.page import report_benchmarks
 
 ROOT = TESTS.parent
 COMMIT = "0123456789abcdef"
-# Nothing is computed: initialisations that look at values may stop at one that cannot be, and no
-# accuracy is reached.
-STOPPED_BY_VALUES = ("give finite images", "nothing to time")
+# Nothing is computed: initialisations and solvers that look at values may stop at one that cannot
+# be, and no accuracy is reached.
+STOPPED_BY_VALUES = ("give finite images", "RuntimeWarning", "nothing to time")
 OF_VALUES = r"AssertionError|lion_fast.errors.UserError: (loss is|gradinit's gradient norm is)"
 # DALI does not run on the stand-in; LSUV stops at a value as above; and what runs on the CPU alone
 # needs no stand-in.
