@@ -52,10 +52,10 @@ bench-compare: ready
 		--benchmark-compare-fail=median:10%
 
 # Uses the interpreter it is given, installs nothing, needs no network. REHEARSE=1 measures nothing:
-# it shows in minutes that every stage runs.
+# it shows in minutes that every stage runs, and writes to rehearsal/.
 PYTHON ?= $(BIN)/python
 STAGE ?= all
-OUT ?= bench/results
+OUT ?= $(if $(REHEARSE),rehearsal,bench/results)
 gpu:
 	$(PYTHON) bench/gpu_suite.py --stage $(STAGE) --out $(OUT) \
 		$(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(COMMIT),--commit $(COMMIT)) \

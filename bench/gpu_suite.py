@@ -6,7 +6,7 @@ stages import it from this checkout. Writes DIR/<gpu>_<date>_<commit>_<stage>.js
 
 `--rehearse` shows in minutes that a stage runs to its end: it does the same with few cases of each
 benchmark in two rounds, with the tests that only a GPU runs, and with a small study. Its numbers
-mean nothing, so its files are named <stage>-rehearsal.
+mean nothing, so its files are named <stage>-rehearsal and lie in rehearsal/, apart from results.
 """
 
 import argparse
@@ -135,7 +135,7 @@ def study_commands(study: str, args: argparse.Namespace) -> dict[str, list[str]]
     """
     command = [sys.executable, "-P", "-m", "lion_fast.cli"]
     folder = str(args.out / "studies" / Path(study).stem)
-    store = str(args.out / "rehearsal" if args.rehearse else ROOT / "studies")
+    store = str(args.out / "stores" if args.rehearse else ROOT / "studies")
     data = [f"--data-dir={args.data_dir}"] if args.data_dir else []
     return {
         "run": [*command, "study", study, "--device=cuda", *data, f"--out={store}"],
@@ -201,11 +201,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Run the GPU suite of lion-fast in stages.")
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all")
-    parser.add_argument("--out", type=whole_path, default=ROOT / "bench" / "results")
+    parser.add_argument("--out", type=whole_path, help="default: bench/results, or rehearsal")
     parser.add_argument("--data-dir", type=whole_path, help="folder that holds CIFAR-10")
     parser.add_argument("--commit", help="commit to state in results where git cannot tell")
     parser.add_argument("--rehearse", action="store_true", help="few cases, to see that they run")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    args.out = args.out or ROOT / ("rehearsal" if args.rehearse else "bench/results")
+    return args
 
 
 def main(arguments: list[str] | None = None) -> int:

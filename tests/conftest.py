@@ -28,7 +28,7 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(items):
     """Mark as `gpu` what is skipped without one, by the reason that it gives."""
     for item in items:
-        reasons = [mark.kwargs["reason"] for mark in item.iter_markers("skipif")]
+        reasons = [mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif")]
         if any(reason.startswith("needs a CUDA GPU") for reason in reasons):
             item.add_marker("gpu")
 

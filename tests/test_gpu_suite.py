@@ -64,6 +64,11 @@ def test_relative_paths_mean_the_folder_where_the_suite_was_called(tmp_path, mon
     assert (args.out, args.data_dir) == (tmp_path / "out", tmp_path / "images")
 
 
+def test_a_rehearsal_writes_apart_from_results_unless_it_is_told_where():
+    assert gpu_suite.parse_arguments([]).out == gpu_suite.ROOT / "bench" / "results"
+    assert gpu_suite.parse_arguments(["--rehearse"]).out == gpu_suite.ROOT / "rehearsal"
+
+
 def test_a_stage_out_of_time_is_interrupted_so_that_it_can_write_its_results(tmp_path):
     kept = tmp_path / "kept"
     program = (

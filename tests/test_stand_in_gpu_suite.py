@@ -15,14 +15,13 @@ from report.page import report_benchmarks
 
 ROOT = TESTS.parent
 COMMIT = "0123456789abcdef"
-# Nothing is computed, so no accuracy is reached.
-STOPPED_BY_VALUES = "nothing to time"
 OF_VALUES = r"AssertionError|lion_fast.errors.UserError: (loss is|gradinit's gradient norm is)"
-# DALI does not run on the stand-in; LSUV, GradInit and methods that balance look at values; and
-# what runs on the CPU alone needs no stand-in.
+# DALI does not run on the stand-in; LSUV, GradInit and methods that balance look at values, which
+# nothing computes, and no accuracy is reached; what runs on the CPU alone needs no stand-in.
 LEFT_OUT = {
     "step": "not dali",
     "loaders": "not dali",
+    "target": "not -to_target",
     "overhead": "not (lsuv or gradinit or balancing or study_machinery or cpu_step)",
     "tests": "not dali and not lsuv",
 }
@@ -84,9 +83,7 @@ def result_of(stage, out):
 @pytest.mark.parametrize("stage", BENCHMARKED)
 def test_a_stage_of_benchmarks_writes_rows_that_the_report_shows(rehearse, tmp_path, stage):
     done = rehearse(stage)
-    stopped = re.findall(r"^FAILED \S+ - (.*)", done.stdout, re.MULTILINE)
-    assert all(STOPPED_BY_VALUES in reason for reason in stopped), done.stdout[-9000:]
-    assert done.returncode == bool(stopped), (done.stdout + done.stderr)[-9000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-9000:]
     path, content = result_of(stage, tmp_path / "out")
     assert content["machine_info"]["commit"] == COMMIT
     assert content["machine_info"]["device"] == "cuda"

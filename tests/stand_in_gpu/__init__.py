@@ -30,12 +30,12 @@ would run that work once, outside the graph.
 
 What it cannot see: values (a kernel leaves memory as it was, and code that branches on a value
 takes one branch), what cuDNN and cuBLAS launch inside and the workspace they want, time (an event
-is a millisecond later than the one recorded before it),
-occupancy, out-of-bounds accesses, races between kernels, pointers inside kernels of PyTorch's own
-libraries. Nor alignment: a cubin says of every pointer that it is aligned to one byte, whatever
-the kernel was specialised for; Triton looks at the address at each launch, and Inductor's code
-copies what is not aligned as its example was. Nor what PyTorch's allocator frees and keeps, such as
-memory of a graph's pool that a later capture gets: the driver is told of whole segments alone.
+is a millisecond later than the one recorded before it), occupancy, out-of-bounds accesses, races
+between kernels, pointers inside kernels of PyTorch's own libraries. Nor alignment: a cubin says of
+every pointer that it is aligned to one byte, whatever the kernel was specialised for; Triton looks
+at the address at each launch, and Inductor's code copies what is not aligned as its example was.
+Nor what PyTorch's allocator frees and keeps, such as memory of a graph's pool that a later capture
+gets: the driver is told of whole segments alone.
 Libraries that link the CUDA runtime statically (NVIDIA DALI) do not run on it.
 
 Knows the symbols that torch 2.14 for CUDA 13 calls on one GPU. Needs gcc, as Triton does, and the
