@@ -70,6 +70,15 @@ def test_the_second_round_is_at_most_seven_runs():
     assert len(recipe_search.second_round(images)) == 7
 
 
+def test_the_third_round_has_batches_of_128_and_each_of_its_two_points_with_three_seeds():
+    configs = [recipe_search.config_of(point) for point in recipe_search.THIRD]
+    assert {config.batch_size for config in configs} == {128}
+    seeds = {weight: [] for weight in (0.1, 0.3)}
+    for config in [recipe_search.config_of(recipe_search.COOLED), *configs]:
+        seeds[config.aux_weight].append(config.seed)
+    assert seeds == {0.1: [7, 8, 9], 0.3: [7, 8, 9]}
+
+
 def test_a_schedule_is_as_long_in_images_at_another_batch_size():
     config = recipe_search.config_of(
         {"batch_size": 64, "schedule": "linear", "lr_cooldown_steps": 600, "seed": 8}
