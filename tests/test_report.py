@@ -3,7 +3,7 @@ import re
 
 import pytest
 from report_pages import line_of, page, report
-from study_runs import ENVIRONMENT, fill, metrics, probes
+from study_runs import ENVIRONMENT, RESOLVED, fill, metrics, probes
 
 from lion_fast.cli import main
 from lion_fast.report.comparisons import ACCURACY, STEPS, compare_variants, conclusion
@@ -108,6 +108,19 @@ def test_studies_in_one_store_keep_their_own_runs_and_seeds(tmp_path):
     results = read_study(STUDIES["table7"], tmp_path)
     reached = {row.label: len(row.values) for row in compare_variants(results, STEPS)}
     assert reached == {"he": 3, "fixup": 1, "rezero": 1}
+
+
+def test_a_precision_that_the_variants_set_is_no_mixture(tmp_path):
+    study = STUDIES["speedrun_bf16"]
+
+    def in_its_precision(config):
+        resolved = RESOLVED | {"precision": "bf16" if config.cpu_bf16 else "fp32"}
+        return {"steps_to_target": 600, "resolved": resolved}
+
+    fill(study, tmp_path, in_its_precision)
+    report(tmp_path, "speedrun_bf16")
+    assert "precision bf16" in page(tmp_path) and "precision fp32" in page(tmp_path)
+    assert "**Mixed:**" not in page(tmp_path)
 
 
 def test_steps_are_shown_beside_those_of_table_7(tmp_path):

@@ -17,6 +17,7 @@ from lion_fast.report.plots import draw_study
 from lion_fast.report.results import Run, StudyResults
 from lion_fast.report.statements import Judgement, Statement, judge_all, studies_not_run
 from lion_fast.report.tables import study_tables
+from lion_fast.study.grid import Study
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --pale: #ccc; --rule: #555; }
@@ -153,7 +154,7 @@ def _setting(results: StudyResults) -> Iterator[str]:
     ways = facts(results.runs, "resolved", _RESOLVED)
     yield from ("", *_listed("Machine", machines), *_listed("Executed with", ways))
     yield from _listed("Versions", facts(results.runs, "environment", _VERSIONS))
-    if len(machines) > 1 or len(ways) > 1:
+    if len(machines) > 1 or len(facts(results.runs, "resolved", _left_open(study))) > 1:
         yield ""
         yield (
             "**Mixed:** not all runs have the same machine and way of execution: steps can be"
@@ -162,6 +163,12 @@ def _setting(results: StudyResults) -> Iterator[str]:
     jobs = max(run.summary.get("jobs", 1) for run in results.runs)
     if jobs > 1:
         yield from ("", f"Up to {jobs} runs shared the machine: their seconds are no benchmark.")
+
+
+def _left_open(study: Study) -> list[str]:
+    """Return what of a way of execution the study's variants do not set themselves."""
+    told = {"precision" if name == "cpu_bf16" else name for v in study.variants for name in v}
+    return [name for name in _RESOLVED if name not in told]
 
 
 def facts(runs: Sequence[Run], entry: str, names: Sequence[str]) -> list[str]:

@@ -22,6 +22,28 @@ PAPER_SEEDS = (42, 123, 456)
 _FREE = fields_of("housekeeping")
 _FIELDS = {field.name: field for field in fields(TrainConfig)}
 _TOML_KEYS = ("name", "title", "preset", "seeds", "baseline", "base", "axes", "cells")
+# What belongs to no recipe: where the network starts, and when a run ends.
+_NOT_OF_A_RECIPE = {"init", "stop_at_target"}
+
+
+def course(config: TrainConfig) -> dict[str, Any]:
+    """Return the fields that decide a run's numbers, its seconds included, JSON-ready."""
+    return {name: value for name, value in config.to_dict().items() if name not in _FREE}
+
+
+def _recipes(*presets: str) -> dict[str, Variant]:
+    """Return, of each preset, the fields of a recipe in which these presets differ."""
+    courses = {name: course(PRESETS[name]) for name in presets}
+    differing = [
+        field
+        for field, value in courses[presets[0]].items()
+        if field not in _NOT_OF_A_RECIPE and any(c[field] != value for c in courses.values())
+    ]
+    return {name: {field: c[field] for field in differing} for name, c in courses.items()}
+
+
+RECIPES = _recipes("paper", "fast")
+"""What tells the recipes of these presets apart, by the preset's name; to be part of a variant."""
 
 
 def grid(**axes: Iterable[Any]) -> tuple[Variant, ...]:
@@ -57,7 +79,14 @@ class Cell:
 
 
 def variant_label(variant: Variant) -> str:
-    """Return names bare and numbers with their field: `cifar10 lion_dg aux_weight=0.1`."""
+    """Return names bare and numbers with their field: `cifar10 lion_dg aux_weight=0.1`.
+
+    A whole recipe goes by its name: `fast lion_dg`.
+    """
+    for name, recipe in RECIPES.items():
+        if recipe.items() <= variant.items():
+            rest = {key: value for key, value in variant.items() if key not in recipe}
+            variant = {"recipe": name, **rest}
     words = (
         Path(value).stem
         if name == "dataset"
@@ -67,11 +96,6 @@ def variant_label(variant: Variant) -> str:
         for name, value in variant.items()
     )
     return " ".join(words)
-
-
-def course(config: TrainConfig) -> dict[str, Any]:
-    """Return the fields that decide a run's numbers, its seconds included, JSON-ready."""
-    return {name: value for name, value in config.to_dict().items() if name not in _FREE}
 
 
 @dataclass(frozen=True, kw_only=True)

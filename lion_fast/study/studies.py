@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lion_fast.config import PRESETS
 from lion_fast.errors import UserError
-from lion_fast.study.grid import PAPER_SEEDS, Study, grid, load_study, suggestion
+from lion_fast.study.grid import PAPER_SEEDS, RECIPES, Study, grid, load_study, suggestion
 
 _PAPER = PRESETS["paper"]
 _DATASETS = ("cifar10", "cifar100")
@@ -15,10 +15,8 @@ _TABLE_1_INITS = (*_HE_LION, "lsuv", "lion_lsuv")
 # The paper's three, and seven named before any of their runs (bench/NOTES.md states the test).
 _HEADLINE_SEEDS = (*PAPER_SEEDS, 1001, 1002, 1003, 1004, 1005, 1006, 1007)
 
-# The paper's recipe and preset fast's, the latter also in fp32.
-_PAPER_RECIPE = {"optimizer": "adamw", "cpu_bf16": False}
-_RECIPES = grid(optimizer=("adamw",), cpu_bf16=(False,), init=_HE_LION) + grid(
-    optimizer=("muon",), cpu_bf16=(True,), init=_HE_LION
+_SPEEDRUN = tuple(
+    {**RECIPES[name], "init": init} for name in ("paper", "fast") for init in _HE_LION
 )
 
 _PROBED = {"init": "lion_dg", "gradient_ratio_every": 1}
@@ -178,19 +176,19 @@ STUDIES: dict[str, Study] = {
             name="speedrun",
             title="Recipe fast against the paper's, to 70 %, He-init and LION-DG each",
             base=replace(_PAPER, stop_at_target=True),
-            variants=_RECIPES,
-            baseline=_PAPER_RECIPE,
+            variants=_SPEEDRUN,
+            baseline=RECIPES["paper"],
         ),
         Study(
             name="speedrun_init",
             title="He-init against LION-DG under recipe fast and the paper's, to 70 %",
             base=replace(_PAPER, stop_at_target=True),
-            variants=_RECIPES,
+            variants=_SPEEDRUN,
             store_name="speedrun",
         ),
         Study(
             name="speedrun_bf16",
-            title="Recipe fast in bf16 against fp32 on a CPU that has bf16 instructions",
+            title="Muon at a constant rate, bf16 against fp32, on a CPU with bf16 instructions",
             base=replace(_PAPER, stop_at_target=True),
             variants=grid(optimizer=("muon",), cpu_bf16=(True, False), init=("he",)),
             baseline={"cpu_bf16": False},
