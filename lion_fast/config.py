@@ -324,7 +324,13 @@ PRESETS: dict[str, TrainConfig] = {
     "fast": TrainConfig(
         dataset="cifar10",
         init="he",
+        aux_weight=0.1,
         optimizer="muon",
+        weight_decay=0.0,
+        muon_lr=0.04,
+        schedule="linear",
+        lr_cooldown_steps=600,
+        lr_floor=0.1,
         cpu_bf16=True,
         stop_at_target=True,
         checkpoint_every=0,
