@@ -192,7 +192,6 @@ STUDIES: dict[str, Study] = {
             base=replace(_PAPER, stop_at_target=True),
             variants=grid(optimizer=("muon",), cpu_bf16=(True, False), init=("he",)),
             baseline={"cpu_bf16": False},
-            store_name="speedrun",
         ),
     )
 }
