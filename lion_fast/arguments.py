@@ -77,7 +77,7 @@ class StudyArguments:
     study: tyro.conf.Positional[str]
     """quickstart, table1, table2, table6, headline, after_3000, table7, gradinit, figure1,
     proposition2, alpha, warmup, boundary, sensitivity, exits, reduced-boundary,
-    reduced-sensitivity, speedrun, speedrun_init, speedrun_bf16, or a TOML file."""
+    reduced-sensitivity, speedrun, speedrun_init, speedrun_bf16, muon_bf16, or a TOML file."""
     seeds: tuple[int, ...] | None = None
     """Seeds of every variant, such as 42 123. Default: the study's."""
     jobs: int | None = None

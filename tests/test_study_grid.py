@@ -61,6 +61,9 @@ def test_the_speed_run_sets_preset_fast_against_preset_paper():
     assert {cell.key for cell in inits.cells()} == {cell.key for cell in study.cells()}
     assert bf16.baseline_of(bf16.variants[0]) == bf16.variants[1]
     assert study.seeds == (42, 123, 456)
+    labels = [cell.label for cell in [*study.cells()[:4], *bf16.cells()[:2]]]
+    of_study = ["paper he", "paper lion_dg", "fast he", "fast lion_dg"]
+    assert labels == [*of_study, "fast he", "fast cpu_bf16=False he"]
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)

@@ -81,21 +81,30 @@ class Cell:
 def variant_label(variant: Variant) -> str:
     """Return names bare and numbers with their field: `cifar10 lion_dg aux_weight=0.1`.
 
-    A whole recipe goes by its name: `fast lion_dg`.
+    A recipe goes by its name and what differs from it: `fast cpu_bf16=False lion_dg`.
     """
-    for name, recipe in RECIPES.items():
-        if recipe.items() <= variant.items():
-            rest = {key: value for key, value in variant.items() if key not in recipe}
-            variant = {"recipe": name, **rest}
     words = (
         Path(value).stem
         if name == "dataset"
         else value
         if isinstance(value, str)
         else f"{name}={value}"
-        for name, value in variant.items()
+        for name, value in _by_recipe(variant).items()
     )
     return " ".join(words)
+
+
+def _by_recipe(variant: Variant) -> Variant:
+    """Return the variant with the name of the nearest recipe in place of that one's fields."""
+    if any(recipe.keys() - variant.keys() for recipe in RECIPES.values()):
+        return variant
+    differing = {
+        name: {field: variant[field] for field, value in recipe.items() if variant[field] != value}
+        for name, recipe in RECIPES.items()
+    }
+    name = min(differing, key=lambda name: len(differing[name]))
+    rest = {field: value for field, value in variant.items() if field not in RECIPES[name]}
+    return {"recipe": name, **differing[name], **rest}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ _HEADLINE_SEEDS = (*PAPER_SEEDS, 1001, 1002, 1003, 1004, 1005, 1006, 1007)
 _SPEEDRUN = tuple(
     {**RECIPES[name], "init": init} for name in ("paper", "fast") for init in _HE_LION
 )
+_FAST_IN_FP32 = {**RECIPES["fast"], "cpu_bf16": False}
 
 _PROBED = {"init": "lion_dg", "gradient_ratio_every": 1}
 _SAMPLED = {"batch_size": 128, "train_fraction": 1.0, "max_steps": 100}
@@ -188,6 +189,14 @@ STUDIES: dict[str, Study] = {
         ),
         Study(
             name="speedrun_bf16",
+            title="Recipe fast in bf16 against fp32, on a CPU with bf16 instructions",
+            base=replace(_PAPER, stop_at_target=True),
+            variants=({**RECIPES["fast"], "init": "he"}, {**_FAST_IN_FP32, "init": "he"}),
+            baseline=_FAST_IN_FP32,
+            store_name="speedrun",
+        ),
+        Study(
+            name="muon_bf16",
             title="Muon at a constant rate, bf16 against fp32, on a CPU with bf16 instructions",
             base=replace(_PAPER, stop_at_target=True),
             variants=grid(optimizer=("muon",), cpu_bf16=(True, False), init=("he",)),
