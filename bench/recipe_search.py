@@ -78,13 +78,10 @@ POINTS: tuple[dict[str, Any], ...] = (
     {"aux_weight": 0.1},
     {"optimizer": "adamw"},
 )
+BEST_OF_SECOND: dict[str, Any] = {**COOLED, "aux_weight": 0.1, "weight_decay": 0.0}
 THIRD: tuple[dict[str, Any], ...] = (
-    {**COOLED, "aux_weight": 0.1, "weight_decay": 0.0},
-    *(
-        {**COOLED, **more, "seed": seed}
-        for seed in MORE_SEEDS
-        for more in ({}, {"aux_weight": 0.1, "weight_decay": 0.0})
-    ),
+    BEST_OF_SECOND,
+    *({**point, "seed": seed} for seed in MORE_SEEDS for point in (COOLED, BEST_OF_SECOND)),
 )
 COLUMNS = [
     "point", "steps_to_target", "images_to_target", "val_accuracy_at_end", "best_windowed_accuracy",

@@ -4,7 +4,6 @@ A RUN is engine/precision/arch/loader with optional /option=value. Prints {run: 
 where the result of a run says what was written, and how the GPU was used.
 """
 
-import gc
 import json
 import os
 import sys
@@ -133,8 +132,6 @@ def import_ahead() -> None:
 
 
 def main() -> int:
-    # Collecting garbage is a twelfth of such a process, most of which is tracing and compiling.
-    gc.disable()
     card, folder, *runs = sys.argv[1:]
     gpu = stand_in_gpu.load(card)
     import_ahead()

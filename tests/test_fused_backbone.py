@@ -81,7 +81,7 @@ def test_kernels_train_alike_and_the_modules_go_on_where_they_stopped(by_modules
     losses, spread = by_modules
     first, second = make_step("fused", "triton"), make_step("modules")
     these = list(batches())
-    # A step takes the interpreter ten seconds.
+    # Few of them: the interpreter takes seconds a step.
     assert (take(first, these[:6]) - losses[:6]).abs().max() <= spread
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert (take(second, these[6:]) - losses[6:]).abs().max() <= spread

@@ -110,17 +110,21 @@ def test_studies_in_one_store_keep_their_own_runs_and_seeds(tmp_path):
     assert reached == {"he": 3, "fixup": 1, "rezero": 1}
 
 
-def test_a_precision_that_the_variants_set_is_no_mixture(tmp_path):
+@pytest.mark.parametrize("engine", ["eager", "compile"])
+def test_a_precision_that_the_variants_set_is_no_mixture_but_an_engine_is(tmp_path, engine):
     study = STUDIES["speedrun_bf16"]
 
     def in_its_precision(config):
-        resolved = RESOLVED | {"precision": "bf16" if config.cpu_bf16 else "fp32"}
+        if config.cpu_bf16:
+            resolved = RESOLVED | {"precision": "bf16"}
+        else:
+            resolved = RESOLVED | {"engine": engine}
         return {"steps_to_target": 600, "resolved": resolved}
 
     fill(study, tmp_path, in_its_precision)
     report(tmp_path, "speedrun_bf16")
     assert "precision bf16" in page(tmp_path) and "precision fp32" in page(tmp_path)
-    assert "**Mixed:**" not in page(tmp_path)
+    assert ("**Mixed:**" in page(tmp_path)) == (engine != RESOLVED["engine"])
 
 
 def test_steps_are_shown_beside_those_of_table_7(tmp_path):

@@ -96,14 +96,15 @@ def variant_label(variant: Variant) -> str:
 
 def _by_recipe(variant: Variant) -> Variant:
     """Return the variant with the name of the nearest recipe in place of that one's fields."""
-    if any(recipe.keys() - variant.keys() for recipe in RECIPES.values()):
+    fields = RECIPES["paper"].keys()
+    if not fields <= variant.keys():
         return variant
     differing = {
         name: {field: variant[field] for field, value in recipe.items() if variant[field] != value}
         for name, recipe in RECIPES.items()
     }
     name = min(differing, key=lambda name: len(differing[name]))
-    rest = {field: value for field, value in variant.items() if field not in RECIPES[name]}
+    rest = {field: value for field, value in variant.items() if field not in fields}
     return {"recipe": name, **differing[name], **rest}
 
 
