@@ -44,7 +44,7 @@ bench-report: ready
 
 # Renders every committed study, and what of the paper has not been run.
 studies-report: ready
-	$(BIN)/python bench/studies_report.py
+	$(BIN)/python bench/report/studies.py
 
 # Fails when a median is more than 10 % above that of the JSON file BASE, from the same machine.
 bench-compare: ready
@@ -57,7 +57,7 @@ PYTHON ?= $(BIN)/python
 STAGE ?= all
 OUT ?= $(if $(REHEARSE),rehearsal,bench/results)
 gpu:
-	$(PYTHON) bench/gpu_suite.py --stage $(STAGE) --out $(OUT) \
+	$(PYTHON) bench/gpu/suite.py --stage $(STAGE) --out $(OUT) \
 		$(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(COMMIT),--commit $(COMMIT)) \
 		$(if $(REHEARSE),--rehearse)
 

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from _catalogue import About, read_catalogue
 from bench_rows import CPU, H200, all_pictures, compared, merged, ratio, row, write
 
 from lion_fast.errors import UserError
@@ -16,6 +15,7 @@ from report.__main__ import _Arguments, main
 from report.page import TITLES, report_benchmarks
 from report.results import by_machine, read_results
 from report.tables import settings
+from support.catalogue import About, read_catalogue
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 

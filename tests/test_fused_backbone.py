@@ -14,9 +14,9 @@ from lion_fast.errors import UserError
 from lion_fast.init import initialize_
 from lion_fast.models import densenet_ds
 from lion_fast.training import evaluate, train
-from lion_fast.training.doctor import doctor
-from lion_fast.training.resolve import resolve
-from lion_fast.training.step import TrainStep
+from lion_fast.training.machine.doctor import doctor
+from lion_fast.training.machine.resolve import resolve
+from lion_fast.training.step.step import TrainStep
 
 CUDA = torch.cuda.is_available()
 NUM_STEPS, BATCH_SIZE = 20, 4

@@ -14,21 +14,21 @@ from lion_fast.data.dataset import DataSet
 from lion_fast.data.make import make_loader
 from lion_fast.data.plan import BatchPlan
 from lion_fast.errors import UserError
-from lion_fast.training.build import initialise, on_device
-from lion_fast.training.console import Console
-from lion_fast.training.engine import Engine
-from lion_fast.training.history import History
-from lion_fast.training.own import Own
-from lion_fast.training.record import RunRecord, UnwrittenRecord
-from lion_fast.training.resolve import Resolved, check_backbone
-from lion_fast.training.restart import mark_run, restarted_run
-from lion_fast.training.resume import Earlier, check_data, reopened
-from lion_fast.training.reuse import Prepared, StepCache, reuse_key
-from lion_fast.training.rundir import RunFolder
-from lion_fast.training.shared_norm import share_norms
-from lion_fast.training.sharing import check_shares, make_sharing
-from lion_fast.training.step import TrainStep
-from lion_fast.training.world import ALONE, World
+from lion_fast.training.folder.record import RunRecord, UnwrittenRecord
+from lion_fast.training.folder.resume import Earlier, check_data, reopened
+from lion_fast.training.folder.run_folder import RunFolder
+from lion_fast.training.machine.resolve import Resolved, check_backbone
+from lion_fast.training.ranks.restart import mark_run, restarted_run
+from lion_fast.training.ranks.shared_norm import share_norms
+from lion_fast.training.ranks.sharing import check_shares, make_sharing
+from lion_fast.training.ranks.world import ALONE, World
+from lion_fast.training.screen.console import Console
+from lion_fast.training.step.build import initialise, on_device
+from lion_fast.training.step.engine import Engine
+from lion_fast.training.step.history import History
+from lion_fast.training.step.own import Own
+from lion_fast.training.step.reuse import Prepared, StepCache, reuse_key
+from lion_fast.training.step.step import TrainStep
 
 
 @contextmanager
