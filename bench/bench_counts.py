@@ -121,7 +121,7 @@ def count_engine(
     settings: dict[str, Any] = {
         "engine": "eager" if engine == "loop" else engine, "precision": precision, "arch": arch,
         "device": "cuda", "loader": "resident", "impl": "triton", "steps_per_replay": 1,
-        "init": "he", "optimizer": optimizer,
+        "init": "he", "optimizer": optimizer, "backbone": "modules",
     }  # fmt: skip
     config = TrainConfig(**settings | (TINY if tiny else {}))
     training = Training(config, noise(8 if tiny else 32), num_steps=8)

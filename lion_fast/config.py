@@ -152,7 +152,8 @@ class TrainConfig:
     """Fused Triton kernels or the plain PyTorch reference."""
     backbone: BackboneName = execution("auto")
     """How densenet_ds trains: its modules, or one fused op whose dense blocks share batch
-    statistics. fused with impl torch takes the op's PyTorch reference, which runs everywhere."""
+    statistics. auto takes the op where it was measured to be faster. fused with impl torch takes
+    the op's PyTorch reference, which runs everywhere."""
     steps_per_replay: int = execution(8)
     """With engine graph: training steps captured in one CUDA graph."""
     steps_per_run: int = execution(16)
