@@ -40,7 +40,8 @@ bench: ready
 
 # Renders every committed result.
 bench-report: ready
-	cd bench && $(abspath $(BIN))/python -m report results/*.json --counts results/counts/[AHV]100.json
+	cd bench && $(abspath $(BIN))/python -m report results/*.json --counts results/counts/[AHV]100.json \
+		--cards results/gpu/*/
 
 # Renders every committed study, and what of the paper has not been run.
 studies-report: ready
