@@ -7,7 +7,7 @@ EXTRAS ?= dali,ray,tensorboard,dev
 WANTED := $(CURDIR) $(EXTRAS) $(shell cat setup.py constraints.txt | sha256sum | cut -c1-16)
 STAMP := $(VENV)/.lion-fast
 
-.PHONY: setup ready run test lint format bench bench-report studies-report bench-compare gpu clean
+.PHONY: setup ready run test lint format bench bench-report studies-report bench-compare gpu gpu-pack clean
 
 setup:
 	test -x $(BIN)/python || $(PYTHON3) -m venv $(VENV)
@@ -57,15 +57,23 @@ bench-compare: ready
 	$(BIN)/python bench/compare.py $(BASE) $(BENCH) --rounds $(ROUNDS) \
 		$(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
-# Uses the interpreter it is given, installs nothing, needs no network. REHEARSE=1 measures nothing:
-# it shows in minutes that every stage runs, and writes to rehearsal/.
+# A few minutes on a GPU: `make gpu MINUTES=12` (or 25, 40) runs what is most worth knowing in so many
+# minutes, a JSON line a finding, into bench/results/gpu/DATE-CARD. Without MINUTES it runs whole stages
+# of the suite: STAGE. Uses the interpreter it is given, installs nothing, needs no network. REHEARSE=1
+# measures nothing: it shows that every stage runs, and writes to rehearsal/.
 PYTHON ?= $(BIN)/python
 STAGE ?= all
-OUT ?= $(if $(REHEARSE),rehearsal,bench/results)
+OUT ?= $(if $(MINUTES),,$(if $(REHEARSE),rehearsal,bench/results))
+GPU_OPTIONS = $(if $(OUT),--out $(OUT)) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) \
+	$(if $(COMMIT),--commit $(COMMIT)) $(if $(REHEARSE),--rehearse)
 gpu:
-	$(PYTHON) bench/gpu/suite.py --stage $(STAGE) --out $(OUT) \
-		$(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(COMMIT),--commit $(COMMIT)) \
-		$(if $(REHEARSE),--rehearse)
+	$(PYTHON) bench/gpu/$(if $(MINUTES),card.py --minutes $(MINUTES),suite.py --stage $(STAGE)) $(GPU_OPTIONS)
+
+# What travels to a GPU that is reached by calls alone, in carry/: code, wheels (WHEELS="NAME==VERSION ..."),
+# and half of DATA_DIR's CIFAR-10 a call; prints the calls of a plan of MINUTES.
+gpu-pack: ready
+	$(BIN)/python bench/gpu/pack.py --minutes $(or $(MINUTES),12) \
+		$(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(WHEELS),--wheels $(WHEELS))
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
