@@ -118,8 +118,11 @@ class Schedule:
                 self._start(stage)
                 if not stage.beside:
                     self._finish(stage.name)
-        finally:
             self._finish_all()
+        except KeyboardInterrupt:
+            for process, _ in self._running.values():
+                stop(process)
+            raise
 
     def _leave_out(self, stage: Stage, why: str) -> None:
         self.call.say("schedule", left_out=stage.name, why=why)
@@ -152,9 +155,10 @@ class Schedule:
 
 def _run_stage(call: Call, stage: Stage, seconds: float) -> None:
     """Be the stage: the leader of a group that holds all which it starts."""
-    os.setsid()
+    os.setpgrp()
     # A shell's background job starts with interrupts ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     import torch
 
     code = 0
@@ -207,6 +211,8 @@ def prepare(folder: Path) -> None:
     make_importable(links)
     sys.path[:0] = [str(links), str(ROOT / "tests"), str(ROOT / "tests" / "support")]
     os.environ.pop("TRITON_INTERPRET", None)
+    # Asked in the usual way whether there is a GPU, the driver would be of no use after a fork.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(links), os.environ.get("PYTHONPATH")])
     )
@@ -250,6 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from gpu.pack import unpack_part
 
         data = unpack_part(options.part, options.folder / "data") or data
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     call = Call(out, options.rehearse, data, options.commit, start)
     names = options.stages.split(",") if options.stages else ()
     call.say("schedule", minutes=options.minutes, call=options.call, arguments=json.dumps(names))
