@@ -18,15 +18,13 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 from triton import knobs
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, CompiledKernel
 from triton.errors import TritonError
 
-from .aot_case import AotCase
+from .aot_case import AotCase, compile_case
 from .augment import AOT_CASES as _AUGMENT_CASES
 from .dense.aot import AOT_CASES as _DENSE_CASES
 from .heads.aot import AOT_CASES as _HEADS_CASES
@@ -61,24 +59,6 @@ class Report(NamedTuple):
         if self.error:
             return "FAILED"
         return f"{self.registers}/{self.shared_bytes}/{self.spilled_bytes}/{self.tensor_core}"
-
-
-def compile_case(case: AotCase, capability: int) -> CompiledKernel:
-    """Compile `case` for `sm_<capability>` as Triton's launcher would on such a GPU."""
-    names = case.kernel.arg_names
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for name in case.aligned:
-        position, kind = names.index(name), case.signature[name]
-        paths = (
-            [(position, i) for i in range(len(kind))] if isinstance(kind, tuple) else [(position,)]
-        )
-        attributes |= {path: [["tt.divisibility", 16]] for path in paths}
-    signature = {name: case.signature.get(name, "constexpr") for name in names}
-    return triton.compile(
-        ASTSource(case.kernel, signature, case.constexprs, attributes),
-        target=GPUTarget("cuda", capability, 32),
-        options=case.options,
-    )
 
 
 def report(case: AotCase, capability: int) -> Report:

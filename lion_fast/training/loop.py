@@ -32,6 +32,7 @@ from lion_fast.training.ranks.world import joined
 from lion_fast.training.run import Run, opened
 from lion_fast.training.screen.console import Console, Silent, ending
 from lion_fast.training.screen.progress import Reporter, Steady, farewell
+from lion_fast.training.step.ahead import prepare_kernels
 from lion_fast.training.step.clock import TrainingClock
 from lion_fast.training.step.engine import Engine, make_engine
 from lion_fast.training.step.history import row_width
@@ -124,6 +125,8 @@ def _execute(
         training = _Training(run, loader, engine, reporter, signals, screen)
         is_set_up = run.reused
         if not run.reused and not training.finished:
+            if run.world.size == 1:
+                screen.say(prepare_kernels(run.step, loader, width, resolved, screen.stage))
             with screen.stage(_SETUP[resolved.engine]):
                 engine.setup(len(run.history))
             is_set_up = True
