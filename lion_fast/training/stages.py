@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lion_fast.config import TrainConfig
+from lion_fast.config import BatchNorm, TrainConfig
 from lion_fast.data.batches import BatchSpec, Loader
 from lion_fast.data.dataset import DataSet
 from lion_fast.data.make import make_loader
@@ -30,7 +30,7 @@ from lion_fast.training.machine.device import chosen_device
 from lion_fast.training.machine.guards import StopSignals
 from lion_fast.training.machine.host_memory import keep_freed_memory
 from lion_fast.training.machine.paths import anchored
-from lion_fast.training.machine.resolve import Resolved, check_backbone, resolve
+from lion_fast.training.machine.resolve import Resolved, fit_backbone, remarks, resolve
 from lion_fast.training.ranks.sharing import Sharing
 from lion_fast.training.screen.console import Console, Silent
 from lion_fast.training.step.build import initialise, on_device
@@ -62,6 +62,7 @@ class Supplied:
     """What a run trains, and on what; its folder is held."""
 
     settled: Settled
+    """With a backbone that fits these images and this network."""
     images: DataSet
     plan: BatchPlan
     model: DeeplySupervised
@@ -142,7 +143,8 @@ class Stages:
         with screen.stage(f"loading {settled.config.dataset}"):
             images = self.load(settled)
         supplied = self.build(settled, images, screen)
-        screen.say([images.describe()])
+        fitted = supplied.settled.resolved
+        screen.say([images.describe(), *remarks(settled.config.backbone, fitted)])
         return supplied
 
     def load(self, settled: Settled) -> DataSet:
@@ -167,7 +169,15 @@ class Stages:
         else:
             model = build_model(config, images.num_classes, images.image_size)
         on_device(model, resolved)
-        check_backbone(model, images.image_size, config.batch_size // self.parts, resolved)
+        resolved = fit_backbone(
+            config.backbone,
+            resolved,
+            model,
+            images.image_size,
+            config.batch_size // self.parts,
+            shares_norms=self.shares_norms(config.batch_norm, config.virtual_shards),
+        )
+        settled = replace(settled, resolved=resolved)
         folder = self.folder(settled)
         if earlier is None or earlier.checkpoint is None:
             with screen.stage(f"initialising ({config.init})"):
@@ -181,6 +191,10 @@ class Stages:
         record = self.record_kind(folder, config, len(model.heads.aux), facts)
         self.held.enter_context(closing(record))
         return Supplied(settled, images, plan, model, record, init_seconds)
+
+    def shares_norms(self, batch_norm: BatchNorm, virtual_shards: int) -> bool:
+        """Whether batch norms see more images than this process has."""
+        return False
 
     def plan(self, whole: BatchPlan) -> BatchPlan:
         """Return what this process trains on, of the plan of all batches."""

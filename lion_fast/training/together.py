@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lion_fast.config import TrainConfig
+from lion_fast.config import BatchNorm, TrainConfig
 from lion_fast.data.dataset import DataSet
 from lion_fast.data.plan import BatchPlan
 from lion_fast.training.folder.record import RunRecord, UnwrittenRecord
@@ -108,13 +108,17 @@ class SharedStages(Stages):
         config, world = settled.config, self.world
         with world.agreed():
             supplied = super().build(settled, images, screen)
-            if world.size > 1 and config.batch_norm == "global" and not config.virtual_shards:
-                share_norms(supplied.model, settled.resolved, world)
+            if self.shares_norms(config.batch_norm, config.virtual_shards):
+                share_norms(supplied.model, supplied.settled.resolved, world)
         # Where it lies is known to all ranks, and only the one that holds it writes there.
         supplied.record.folder = RunFolder(world.share(supplied.record.folder.path))
         world.same_weights(supplied.model)
         sharing = make_sharing(supplied.model, config, world, settled.resolved.device)
         return replace(supplied, sharing=sharing)
+
+    def shares_norms(self, batch_norm: BatchNorm, virtual_shards: int) -> bool:
+        """Whether batch norms are those of all ranks; virtual shards have their own statistics."""
+        return self.world.size > 1 and batch_norm == "global" and not virtual_shards
 
     def plan(self, whole: BatchPlan) -> BatchPlan:
         """Return this rank's part."""

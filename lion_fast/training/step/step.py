@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,10 +53,10 @@ class TrainStep:
         """Floats of a row that a step writes: what it measured and, where shared, a stop flag."""
         return row_width(len(list(self.model.heads))) + (self.sharing is not None)
 
-    def compile(self, backend: Callable[..., Any] | str = "inductor") -> None:
+    def compile(self) -> None:
         """Put forward and backward through torch.compile, as `nn.Module.compile` does, in place."""
         # A run has one shape; dynamic shapes would only come of other runs in this process.
-        self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False, backend=backend)
+        self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False)
 
     def __call__(self, batch: Batch, row: Tensor) -> None:
         """Train on `batch`; write what it measured before the update into `row` (1 + 2H,).
