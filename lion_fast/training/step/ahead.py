@@ -10,6 +10,7 @@ from lion_fast.data.batches import Loader
 from lion_fast.kernels.ahead import compile_ahead, missing_cases, recorded
 from lion_fast.training.machine.resolve import Resolved
 from lion_fast.training.step.engine import rehearse
+from lion_fast.training.step.history import row_width
 from lion_fast.training.step.step import TrainStep
 
 # Fewer are compiled sooner one by one: the helper imports torch first.
@@ -19,7 +20,6 @@ _LEAST_CASES = 8
 def prepare_kernels(
     step: TrainStep,
     loader: Loader,
-    row_width: int,
     resolved: Resolved,
     stage: Callable[[str], AbstractContextManager[None]],
 ) -> list[str]:
@@ -30,9 +30,10 @@ def prepare_kernels(
     """
     if resolved.device.type != "cuda" or resolved.backbone != "fused" or resolved.impl != "triton":
         return []
-    if not loader.walks_on_device:
+    # Ranks would compile the same side by side, and other loaders are slow to begin again.
+    if step.sharing is not None or not loader.walks_on_device:
         return []
-    row = torch.zeros(row_width, device=resolved.device)
+    row = torch.zeros(row_width(1 + len(step.model.heads.aux)), device=resolved.device)
     loader.seek(0)
     # Launches are the same in eager code, which need not be compiled for it.
     with recorded() as launches, torch.compiler.set_stance("force_eager"):
