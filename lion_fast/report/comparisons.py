@@ -69,6 +69,11 @@ class VariantRow:
         return sum(value is not None for value in self.values.values())
 
     @property
+    def can_reach(self) -> bool:
+        """Whether its runs go on beyond the steps over which the target's accuracy is averaged."""
+        return self.config.max_steps > self.config.window or self.num_reached > 0
+
+    @property
     def sample(self) -> Sample | None:
         """Over the seeds; None where one has no value."""
         return describe_whole(list(self.values.values()))
@@ -215,6 +220,12 @@ def conclusion(results: StudyResults) -> list[str]:
             num_missing = sum(cell.variant == variant for cell in results.missing)
             label = results.study.label(variant)
             lines.append(f"{label}: no finished run ({num_failed} failed, {num_missing} missing)")
+            continue
+        if not row.can_reach:
+            steps = f"{row.config.max_steps:,} steps"
+            lines.append(
+                f"{row.label}: too short to reach a target ({steps}, n = {len(row.values)})"
+            )
             continue
         target = f"{100 * row.config.target_accuracy:g} %"
         num = len(row.values)

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from lion_fast.errors import UserError
-from lion_fast.report.comparisons import ACCURACY, SECONDS, STEPS, VariantRow, compare_variants
+from lion_fast.report.comparisons import (
+    ACCURACY,
+    SECONDS,
+    STEPS,
+    VariantRow,
+    compare_variants,
+    conclusion,
+)
 from lion_fast.report.costs import NOTE, cost_text
 from lion_fast.report.markdown import ABSENT, table
 from lion_fast.report.plots import draw_study
@@ -45,8 +52,12 @@ def report_studies(
     """Write `studies.md`, `.html`, `.json` and their pictures to `out`; return what was written.
 
     whole_paper: also list the statements of the paper that these studies say nothing of.
-    Raises UserError where a study has no finished run or `out` cannot be written.
+    Raises UserError where a study has no finished run, where two have one name and where `out`
+    cannot be written.
     """
+    names = [results.study.name for results in studies]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two studies are called {twice}: give one of them another name")
     for results in studies:
         if not results.runs:
             study = results.study
@@ -75,7 +86,11 @@ def _page(
     *,
     whole_paper: bool,
 ) -> Iterator[str]:
-    yield from ("## Studies", "")
+    yield from ("## Studies", "", "### Conclusions")
+    for results in studies:
+        yield from ("", f"{results.study.name}: {results.study.title}", "")
+        yield from (f"- {line}" for line in conclusion(results))
+    yield ""
     yield from _statements(judged)
     if whole_paper:
         yield from _studies_not_run(studies)

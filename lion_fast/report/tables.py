@@ -27,7 +27,7 @@ _POWER_NOTE = (
 
 def study_tables(results: StudyResults) -> Iterator[str]:
     """Yield the Markdown lines of every table that the study's runs can fill."""
-    steps = [row for row in compare_variants(results, STEPS) if _can_reach(row)]
+    steps = [row for row in compare_variants(results, STEPS) if row.can_reach]
     if steps:
         yield from _steps_tables(results, steps)
     yield from ("", "#### Validation accuracy", "", _accuracy_note(results), "")
@@ -46,11 +46,6 @@ def study_tables(results: StudyResults) -> Iterator[str]:
     if shows_lines(results):
         yield from ("", "#### Growth of zeroed heads", "")
         yield from line_table(results)
-
-
-def _can_reach(row: VariantRow) -> bool:
-    """Whether its runs go on beyond the steps over which the target's accuracy is averaged."""
-    return row.config.max_steps > row.config.window or row.num_reached > 0
 
 
 def _steps_tables(results: StudyResults, rows: Sequence[VariantRow]) -> Iterator[str]:
