@@ -97,9 +97,10 @@ class ImageSet:
     ) -> Self:
         """Return the set of two map-style data sets of (image, label), each read once.
 
-        An image is a PIL image or uint8, (H, W, C) or (C, H, W), all of one size; classes are named
-        by `class_names`, `train.classes` or their numbers. Raise UserError on anything else and as
-        `from_arrays` does.
+        An item may also be a dictionary, as Hugging Face's; an image is a PIL image, a file, or an
+        array, all of one size. Classes are named by `class_names`, `train.classes` or their
+        numbers, and where both sets have `classes`, test images belong to the class of that name.
+        Raise UserError on anything else (see `arrays_of_datasets`) and as `from_arrays` does.
         """
         return cls.from_arrays(name, arrays_of_datasets(train, test, class_names), name)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lion_fast.config import Precision, TrainConfig
 from lion_fast.data.dataset import DataSet
-from lion_fast.data.decode import decode_image
+from lion_fast.data.decode import image_pixels
 from lion_fast.data.facts import DataFacts
 from lion_fast.data.open import load_image_set, open_data, open_test_data
 from lion_fast.errors import UserError
@@ -39,33 +39,17 @@ class Transform:
     """Per channel, in units of full scale (0 to 1)."""
     std: tuple[float, float, float]
 
-    def __call__(self, image: Path | str | Image.Image | np.ndarray) -> Tensor:
+    def __call__(self, image: Path | str | Image.Image | np.ndarray | Tensor) -> Tensor:
         """Return the image as (3, H, W) float32, resized and normalised.
 
-        image: a JPEG or PNG file, a PIL image, or (H, W, 3) uint8. Raises UserError on a file that
-        cannot be read, and on an array of another shape or type.
+        image: a JPEG or PNG file, a PIL image, or an array; see `image_pixels`. Raises UserError on
+        a file that cannot be read, and on an array of another shape or type.
         """
-        if isinstance(image, Path | str):
-            pixels = decode_image(Path(image), self.image_size)
-        else:
-            pixels = self._resized(image)
+        pixels = image_pixels(image, self.image_size)
         # A decoder's array may be read-only, and torch wants one that is not.
         levels = torch.from_numpy(np.array(pixels)).float().permute(2, 0, 1) / 255
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return (levels - mean[:, None, None]) / std[:, None, None]
-
-    def _resized(self, image: Image.Image | np.ndarray) -> np.ndarray:
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise UserError(
-                    f"an image is {image.dtype} of shape {image.shape}: give uint8 (H, W, 3)"
-                )
-            image = Image.fromarray(image)
-        height, width = self.image_size
-        rgb = image.convert("RGB")
-        if rgb.size != (width, height):
-            rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(rgb)
 
 
 class LoadedRun(NamedTuple):
