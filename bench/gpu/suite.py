@@ -29,8 +29,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support.catalogue import read_catalogue
+from support.checkout import ROOT, import_path, make_importable
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGE_SECONDS = 510
 FAREWELL_SECONDS = 20
 WRITING_SECONDS = 30
@@ -69,15 +69,6 @@ def result_name(gpu: str, commit: str | None, stage: str) -> str:
     slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower().removeprefix("nvidia ")).strip("-")
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     return f"{slug}_{date}_{(commit or 'unknown')[:12]}_{stage}.json"
-
-
-def make_importable(folder: Path) -> None:
-    """Lay links in `folder` so that `lion_fast`, kernels included, imports from this checkout."""
-    package = folder / "lion_fast"
-    package.mkdir()
-    for entry in (ROOT / "lion_fast").iterdir():
-        (package / entry.name).symlink_to(entry)
-    (package / "kernels").symlink_to(ROOT / "kernels")
 
 
 def import_from(folder: Path) -> None:
@@ -237,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run_stages(args: argparse.Namespace, folder: Path, info: dict[str, Any]) -> int:
     """Run the asked stages with `folder` first on their import path; print the table last."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), env.get("PYTHONPATH")]))
+    env["PYTHONPATH"] = import_path(folder)
     args.out.mkdir(parents=True, exist_ok=True)
     print(f"{info['gpu']}, torch {info['torch']}, commit {info['commit'] or 'unknown'}")
     if args.data_dir is None:
