@@ -37,7 +37,10 @@ class ImageSet:
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Other files of a folder that were not taken, counted by why."""
     fingerprints: tuple[str, str] | None = None
-    """Of the files of both splits, where the set was read from a folder."""
+    """Of both splits of the whole set that this one is read from; None where it is read from none.
+    """
+    remark: str | None = None
+    """What to say of the set, where another may have been meant."""
 
     @classmethod
     def from_arrays(cls, name: str, arrays: LabelledArrays, where: str) -> Self:
@@ -107,14 +110,14 @@ class ImageSet:
     def facts(self) -> DataFacts:
         """Return what a run remembers of this set."""
         train, test = self.fingerprints or (
-            pixels_fingerprint(self.train_images, self.train_labels),
-            pixels_fingerprint(self.test_images, self.test_labels),
+            pixels_fingerprint(self.train_images.numpy(), self.train_labels.numpy()),
+            pixels_fingerprint(self.test_images.numpy(), self.test_labels.numpy()),
         )
         return facts_of(self, train, test)
 
     def describe(self) -> str:
         """Return in one line what the set holds, and what was left out of it."""
-        return description(self)
+        return "; ".join(filter(None, [description(self), self.remark]))
 
     @property
     def num_classes(self) -> int:

@@ -117,7 +117,7 @@ def _listen(pipe: Connection, tasks: "SimpleQueue[TrainConfig | Lend | None]") -
 
 
 def _keep(lent: Lend) -> None:
-    from lion_fast.data.open import lend
+    from lion_fast.data.sources import lend
 
     lend(lent.dataset, lent.arrays)
 
