@@ -183,6 +183,7 @@ def _run_study(study: "Study", parsed: StudyArguments) -> int:
             parsed.out,
             jobs=1 if parsed.jobs is None else parsed.jobs,
             make_pool=make_pool,
+            rerun_changed=parsed.rerun == "changed",
         )
     except KeyboardInterrupt as stop:
         return 128 + signal_of(stop)

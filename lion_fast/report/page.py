@@ -24,7 +24,9 @@ from lion_fast.report.plots import draw_study
 from lion_fast.report.results import Run, StudyResults
 from lion_fast.report.statements import Judgement, Statement, judge_all, studies_not_run
 from lion_fast.report.tables import study_tables
+from lion_fast.study.data import DataHere, num_unknown
 from lion_fast.study.grid import Study
+from lion_fast.study.stored import DATA
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --pale: #ccc; --rule: #555; }
@@ -169,6 +171,7 @@ def _setting(results: StudyResults) -> Iterator[str]:
     ways = facts(results.runs, "resolved", _RESOLVED)
     yield from ("", *_listed("Machine", machines), *_listed("Executed with", ways))
     yield from _listed("Versions", facts(results.runs, "environment", _VERSIONS))
+    yield from _listed("Data", _data(results.runs))
     if len(machines) > 1 or len(facts(results.runs, "resolved", _left_open(study))) > 1:
         yield ""
         yield (
@@ -178,6 +181,21 @@ def _setting(results: StudyResults) -> Iterator[str]:
     jobs = max(run.summary.get("jobs", 1) for run in results.runs)
     if jobs > 1:
         yield from ("", f"Up to {jobs} runs shared the machine: their seconds are no benchmark.")
+
+
+def _data(runs: Sequence[Run]) -> list[str]:
+    """Return in words which data the runs saw, and whether those that are here are others."""
+    here = DataHere()
+    found: dict[str, None] = {}
+    for run in runs:
+        if told := run.summary.get(DATA):
+            text = f"{run.config.dataset}, fingerprint {told[:12]}"
+            if here.differ(run.config, run.summary):
+                text += ", **other than what is here now**"
+            found[text] = None
+    if unknown := num_unknown(run.summary for run in runs):
+        found["not known" if unknown == len(runs) else f"not known of {unknown} runs"] = None
+    return list(found)
 
 
 def _left_open(study: Study) -> list[str]:
@@ -253,6 +271,7 @@ def _study_values(results: StudyResults) -> dict[str, Any]:
         "machines": facts(results.runs, "environment", _MACHINE),
         "executed_with": facts(results.runs, "resolved", _RESOLVED),
         "versions": facts(results.runs, "environment", _VERSIONS),
+        "data": _data(results.runs),
         **{
             quantity.name: [_row_values(row) for row in compare_variants(results, quantity)]
             for quantity in (STEPS, SECONDS, ACCURACY)

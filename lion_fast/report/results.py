@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.study.data import finished, known_data
 from lion_fast.study.grid import Cell, Study, by_recipe
 from lion_fast.study.labels import Variant, VariantKey, distinct_labels, variant_key
 from lion_fast.study.store import Store, Table
@@ -115,7 +116,8 @@ def has_values(config: TrainConfig, fields: Mapping[str, Any]) -> bool:
 def read_study(study: Study, out: Path) -> StudyResults:
     """Read what the store of `study` below `out` holds of it.
 
-    Raises UserError where there is no store or it cannot be read.
+    Raises UserError where there is no store or it cannot be read, and where it holds runs of
+    different data under one name.
     """
     folder = study.folder(out)
     if not (folder / "study.sqlite").exists():
@@ -127,6 +129,8 @@ def read_study(study: Study, out: Path) -> StudyResults:
         study = as_stored(study, store)
         store.check_runs_of(study)
         cells = store.of(study)
+        told = [(cell.config, summary) for cell, summary in finished(cells)]
+        known_data(told, store.path)
         runs = tuple(
             Run(
                 cell.variant,

@@ -54,5 +54,6 @@ def summarize(
         environment=environment(device),
         world_size=run.world.size,
         images_per_second_per_device=images_per_second / run.world.size,
+        data_fingerprint=run.images.facts().fingerprint,
         reused=run.reused,
     )
