@@ -108,9 +108,10 @@ def drop_unfinished(folder: Path, config: TrainConfig, here: DataHere) -> None:
     from lion_fast.training.folder.checkpoint import load_checkpoint
 
     left = unfinished_run(folder)
-    checkpoint = None if left is None else load_checkpoint(left)
-    if checkpoint is None or "data" not in checkpoint:
-        return
-    facts = DataFacts.from_dict(checkpoint["data"])
+    try:
+        checkpoint = None if left is None else load_checkpoint(left)
+        facts = DataFacts.from_dict((checkpoint or {})["data"])
+    except (UserError, KeyError, TypeError, AttributeError):
+        return  # Damaged, of an earlier version or none: the run itself says what it makes of it.
     if here.differ(config, {DATA: facts.fingerprint}):
         set_aside(folder)
