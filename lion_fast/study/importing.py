@@ -166,7 +166,7 @@ def _summary(row: dict[str, str], config: TrainConfig) -> dict[str, Any]:
     return {
         **{name: _number_or_none(row[name]) for name in row if name in _OF_A_SUMMARY},
         "steps": int(row["steps"]),
-        DATA: row.get(DATA) or None,
+        **({DATA: row[DATA]} if row.get(DATA) else {}),
         "val_accuracy_per_head": [float(row[name]) for name in heads],
         "resolved": {name: row[name] for name in _RESOLVED if row.get(name)},
         "environment": {name: _value(row[name]) for name in environment if row[name]},
