@@ -274,7 +274,8 @@ def read_image_folder(
     listing = list_image_folder(root, num_classes)
     num_listed = len(listing.train.paths) + len(listing.test.paths)
     size = folder_image_size(listing, image_size, skip_corrupt)
-    check_memory(str(root), num_listed, size, ", or --loader dali, which leaves them on disk")
+    remedy = "take a smaller --image-size, or --loader dali, which leaves them on disk"
+    check_memory(str(root), num_listed, size, remedy)
     train_images, train_labels = _read_split(listing.train, size, skip_corrupt)
     test_images, test_labels = _read_split(listing.test, size, skip_corrupt)
     return LabelledArrays(

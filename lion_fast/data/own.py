@@ -11,6 +11,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from lion_fast.data.arrays import LabelledArrays, assemble, reason
 from lion_fast.data.decode import image_pixels
+from lion_fast.data.memory import check_memory
 from lion_fast.errors import UserError
 
 # What an item that is a dictionary calls its image and its label, as Hugging Face's sets do.
@@ -154,6 +155,9 @@ def _read(data: MapStyle, where: str) -> tuple[np.ndarray, np.ndarray]:
         image, label = _image_and_label(data[index], f"{where}[{index}]")
         pixels = image_pixels(image, where=f"{where}[{index}]")
         if images is None:
+            check_memory(
+                where, len(data), pixels.shape[:2], "keep fewer of them, or make them smaller"
+            )
             images = np.empty((len(data), *pixels.shape), np.uint8)
         if pixels.shape != images.shape[1:]:
             raise UserError(
