@@ -62,7 +62,7 @@ class PredictArguments:
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
     json: bool = False
-    """Print one line of JSON instead of a table."""
+    """Print one line of JSON instead of a table; of an image that cannot be read, an error."""
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """What can be done with a run folder: validate it, load its network, classify images with it."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -72,6 +72,14 @@ class Prediction(NamedTuple):
     """Softmax of the main head's logits, 0 to 1."""
 
 
+class Unread(NamedTuple):
+    """An image that could not be read."""
+
+    image: str
+    error: str
+    """Why, and what to do, in one line."""
+
+
 def load_run(run: Path | str, *, device: str = "auto") -> LoadedRun:
     """Return the network of the run folder's newest checkpoint on `device`, ready to predict.
 
@@ -94,20 +102,49 @@ def predict(
     """
     if isinstance(images, str | Path):
         images = [images]
-    model, transform, classes = load_run(run, device=device)
-    for image in images:
-        if not Path(image).is_file():
-            raise UserError(f"{image} is no file: give images as JPEG or PNG files")
-    where = next(model.parameters()).device
     found: list[Prediction] = []
+    for told in predict_each(run, images, device=device):
+        if isinstance(told, Unread):
+            raise UserError(told.error)
+        found.append(told)
+    return found
+
+
+def predict_each(
+    run: Path | str, images: Sequence[Path | str], *, device: str = "auto"
+) -> Iterator[Prediction | Unread]:
+    """Yield what `predict` returns, and of an image that cannot be read why, in the given order.
+
+    Raises UserError as `load_run` does.
+    """
+    model, transform, classes = load_run(run, device=device)
+    where = next(model.parameters()).device
     for start in range(0, len(images), _BATCH_SIZE):
         paths = images[start : start + _BATCH_SIZE]
-        batch = torch.stack([transform(path) for path in paths]).to(where)
-        with torch.no_grad():
-            best = model(batch)[-1].float().softmax(1).max(1)
-        rows = zip(paths, best.indices.tolist(), best.values.tolist(), strict=True)
-        found += [Prediction(str(path), classes[k], p) for path, k, p in rows]
-    return found
+        read = [_read(path, transform) for path in paths]
+        pixels = [each for each in read if isinstance(each, Tensor)]
+        shares: Iterator[tuple[int, float]] = iter(())
+        if pixels:
+            with torch.no_grad():
+                best = model(torch.stack(pixels).to(where))[-1].float().softmax(1).max(1)
+            shares = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        for path, each in zip(paths, read, strict=True):
+            if isinstance(each, Unread):
+                yield each
+            else:
+                label, share = next(shares)
+                yield Prediction(str(path), classes[label], share)
+
+
+def _read(path: Path | str, transform: Transform) -> Tensor | Unread:
+    try:
+        if not Path(path).is_file():
+            return Unread(str(path), f"{path} is no file: give images as JPEG or PNG files")
+        return transform(path)
+    except UserError as error:
+        return Unread(str(path), str(error))
+    except OSError as error:  # such as a name that no file system takes
+        return Unread(str(path), f"{path} cannot be read: {error.strerror}")
 
 
 def evaluate(
@@ -218,7 +255,7 @@ def _precision_of(folder: Path, config: TrainConfig, checkpoint: dict[str, Any])
     told = checkpoint.get("precision")
     if told is None:
         try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8-sig"))
             told = summary["resolved"]["precision"]
         except (OSError, ValueError, KeyError, TypeError):
             return config.precision
