@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,10 +19,12 @@ from lion_fast.report.page import report_studies
 from lion_fast.report.results import read_study
 from lion_fast.study.data import DataHere, drop_unfinished
 from lion_fast.study.export import export_csv
+from lion_fast.study.grid import grid
 from lion_fast.study.importing import import_csv
 from lion_fast.study.runner import run_study
 from lion_fast.study.status import cells_to_run, status_lines
 from lion_fast.study.store import Store
+from lion_fast.training import train
 
 TOML = """
 name = "lab"
@@ -266,6 +269,22 @@ def test_what_an_attempt_left_is_set_aside_where_it_saw_other_data(project, tmp_
     drop_unfinished(tmp_path / "cell", config, DataHere())
     assert left.exists() == (ones == 3)
     assert (tmp_path / "cell.1" / "run").exists() == (ones != 3)
+
+
+def test_an_attempt_at_other_data_fails_with_a_way_to_go_on(project, tmp_path, monkeypatch):
+    study = ON_DATA.override(seeds=(1,))
+    small = {"growth_rate": 2, "block_layers": 1, "batch_size": 4, "device": "cpu", "window": 2}
+    study = replace(study, base=replace(study.base, **small), variants=grid(init=("he",)))
+    (cell,) = study.cells()
+    out = study.folder(tmp_path / "out") / "runs" / cell.key
+    train(replace(cell.config, out=out, max_steps=2))
+    write_data("lab.npz", ones=12)
+    said = []
+    options = {"say": said.append}
+    assert run_study(study, tmp_path / "out", **options).num_failed == 1
+    assert "other test images" in said[-2] and "train anew: --rerun changed does so" in said[-2]
+    assert run_study(study, tmp_path / "out", **options, rerun_changed=True).num_done == 1
+    assert out.with_name(f"{cell.key}.1").exists()
 
 
 def test_a_rerun_is_part_of_no_other_command(tmp_path, capsys):
