@@ -8,7 +8,7 @@ from gpu_waits import waits_refused
 from run_results import table
 
 from lion_fast.config import TrainConfig
-from lion_fast.training import loop, train
+from lion_fast.training import loop, stages, train
 from lion_fast.training.step.engine import StepEngine
 
 needs_gpu = pytest.mark.skipif(
@@ -43,7 +43,7 @@ def test_steps_run_in_chunks_are_the_same_steps(config, monkeypatch):
     def chunked(step, loader, row_width, config, resolved):
         return StepEngine(step, loader, torch.zeros(4, row_width))
 
-    monkeypatch.setattr(loop, "make_engine", chunked)
+    monkeypatch.setattr(stages, "make_engine", chunked)
     assert table(train(config).run) == table(reference.run)
 
 

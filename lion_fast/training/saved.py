@@ -20,8 +20,10 @@ from lion_fast.errors import UserError
 from lion_fast.models import DeeplySupervised, build_model
 from lion_fast.training.folder.checkpoint import load_checkpoint
 from lion_fast.training.folder.run_folder import RunFolder
+from lion_fast.training.machine.device import chosen_device
 from lion_fast.training.machine.host_memory import keep_freed_memory
-from lion_fast.training.machine.resolve import Resolved, precision_refusal, resolve
+from lion_fast.training.machine.precision import precision_refusal
+from lion_fast.training.machine.resolve import Resolved, resolve
 from lion_fast.training.measure.validate import Validation, validate
 from lion_fast.training.screen.console import Console, Silent
 from lion_fast.training.step.step import float32_precision, made_current
@@ -139,13 +141,10 @@ def evaluate(
     console = console or Silent()
     folder, config, checkpoint = _open(run)
     precision = _precision_of(folder, config, checkpoint)
-    here = _anywhere(config, device)
-    refusal = precision_refusal(precision, resolve(here).device)
-    if refusal is None:
-        here = replace(here, precision=precision)
-    else:
+    refusal = precision_refusal(precision, chosen_device(device))
+    if refusal is not None:
         console.say([f"not in the run's precision: {refusal}"])
-    resolved = resolve(here)
+    resolved = resolve(_anywhere(config, device, "auto" if refusal else precision))
     console.say([f"device {resolved.device}  precision {resolved.precision}"])
     with console.stage(f"loading {config.dataset}"):
         images = _test_data(config, checkpoint)
@@ -172,14 +171,14 @@ def _open(run: Path | str) -> tuple[Path, TrainConfig, dict[str, Any]]:
     return folder, config, checkpoint
 
 
-def _anywhere(config: TrainConfig, device: str) -> TrainConfig:
+def _anywhere(config: TrainConfig, device: str, precision: Precision = "auto") -> TrainConfig:
     """Return `config` without what it says of the machine that it trained on."""
     return replace(
         config,
         device=device,
         engine="auto",
         loader="auto",
-        precision="auto",
+        precision=precision,
         impl="auto",
         backbone="auto",
     )

@@ -129,7 +129,7 @@ def import_ahead() -> None:
         "matplotlib.backends.backend_agg",
         "torch._inductor.compile_fx",
         "lion_fast.data.workers",
-        "lion_fast.training.loop",
+        "lion_fast.training.run",
         "lion_fast.training.folder.plots",
     ):
         import_module(name)

@@ -45,7 +45,7 @@ class RunFolder:
             raise UserError(f"cannot make a run folder in {out}: {error.strerror}") from None
         try:
             with locked(folder.path):
-                folder._write_first_config(config)
+                folder._write_first_config(config.to_dict())
                 yield folder
         except BaseException:
             folder._remove_if_bare()
@@ -68,13 +68,13 @@ class RunFolder:
         except (TypeError, UserError) as error:
             raise UserError(f"{file}: {error}") from None
 
-    def write_config(self, config: TrainConfig) -> None:
-        """Write config.json."""
-        self.write_json(_CONFIG, config.to_dict())
+    def write_config(self, values: dict[str, Any]) -> None:
+        """Write config.json from what `TrainConfig.to_dict` returned."""
+        self.write_json(_CONFIG, values)
 
-    def _write_first_config(self, config: TrainConfig) -> None:
+    def _write_first_config(self, values: dict[str, Any]) -> None:
         try:
-            self.write_config(config)
+            self.write_config(values)
         except DiskError as error:
             # Nothing is there to resume: the folder goes.
             raise UserError(f"cannot make a run folder: {error.reason}: free space first") from None
