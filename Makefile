@@ -3,15 +3,23 @@ VENV ?= .venv
 PYTHON3 ?= python3
 BIN := $(VENV)/bin
 EXTRAS ?= dali,ray,tensorboard,dev
+CONSTRAINTS ?= constraints.txt
 # What an environment must have been installed from to be up to date for this clone.
-WANTED := $(CURDIR) $(EXTRAS) $(shell cat setup.py constraints.txt | sha256sum | cut -c1-16)
+WANTED := $(CURDIR) $(EXTRAS) $(shell cat setup.py $(CONSTRAINTS) | sha256sum | cut -c1-16)
 STAMP := $(VENV)/.lion-fast
+# The oldest torch and Triton that are supported, in an environment of their own; no DALI, no Ray.
+VENV_OLDEST ?= .venv-oldest
+OLDEST := VENV=$(VENV_OLDEST) CONSTRAINTS=constraints-oldest.txt EXTRAS=tensorboard,dev
+OLDEST_TESTS := kernel_rules heads heads_op pooled_heads augment muon dense_kernels \
+	dense_kernels_plan dense_reference fused_backbone engine models rivals cli \
+	stand_in_rules stand_in_runs stand_in_launches stand_in_study
 
-.PHONY: setup ready run test lint format bench bench-report studies-report bench-compare gpu gpu-pack clean
+.PHONY: setup ready run test test-oldest lint format bench bench-report studies-report \
+	bench-compare gpu gpu-pack clean
 
 setup:
 	test -x $(BIN)/python || $(PYTHON3) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[$(EXTRAS)]'
 	@printf '%s\n' '$(WANTED)' > $(STAMP)
 
 ready:
@@ -25,6 +33,14 @@ run: ready
 test: ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 	$(BIN)/python -m pytest bench --benchmark-disable --quiet
+
+# What an older torch or Triton can break: every kernel compiled for the GPUs that run them all, the
+# kernels in the interpreter, engines and a study on the stand-in, and the CLI.
+test-oldest:
+	$(MAKE) --no-print-directory $(OLDEST) ready
+	$(VENV_OLDEST)/bin/python -m lion_fast.kernels.aot --capability 80 90
+	OMP_NUM_THREADS=1 $(VENV_OLDEST)/bin/python -m pytest --numprocesses 2 --dist worksteal \
+		$(OLDEST_TESTS:%=tests/test_%.py)
 
 lint: ready
 	$(BIN)/ruff check .

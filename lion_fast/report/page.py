@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from lion_fast.errors import UserError
-from lion_fast.report.comparisons import ACCURACY, SECONDS, STEPS, VariantRow, compare_variants
+from lion_fast.report.comparisons import (
+    ACCURACY,
+    SECONDS,
+    STEPS,
+    VariantRow,
+    compare_variants,
+    conclusion,
+)
 from lion_fast.report.costs import DEFAULT_CARD, cost_note, cost_text
 from lion_fast.report.markdown import ABSENT, table
 from lion_fast.report.plots import draw_study
 from lion_fast.report.results import Run, StudyResults
 from lion_fast.report.statements import Judgement, Statement, judge_all, studies_not_run
 from lion_fast.report.tables import study_tables
+from lion_fast.study.data import DataHere, num_unknown
 from lion_fast.study.grid import Study
+from lion_fast.study.stored import DATA
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --pale: #ccc; --rule: #555; }
@@ -50,8 +59,12 @@ def report_studies(
 
     whole_paper: also list the statements of the paper that these studies say nothing of. card: the
     GPU whose measured steps say what those would cost. Raises UserError where a study has no
-    finished run, the card was not measured or `out` cannot be written.
+    finished run, where two have one name, where the card was not measured and where `out` cannot be
+    written.
     """
+    names = [results.study.name for results in studies]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two studies are called {twice}: give one of them another name")
     for results in studies:
         if not results.runs:
             study = results.study
@@ -81,7 +94,11 @@ def _page(
     whole_paper: bool,
     card: str,
 ) -> Iterator[str]:
-    yield from ("## Studies", "")
+    yield from ("## Studies", "", "### Conclusions")
+    for results in studies:
+        yield from ("", f"{results.study.name}: {results.study.title}", "")
+        yield from (f"- {line}" for line in conclusion(results))
+    yield ""
     yield from _statements(judged, card)
     if whole_paper:
         yield from _studies_not_run(studies, card)
@@ -160,6 +177,7 @@ def _setting(results: StudyResults) -> Iterator[str]:
     ways = facts(results.runs, "resolved", _RESOLVED)
     yield from ("", *_listed("Machine", machines), *_listed("Executed with", ways))
     yield from _listed("Versions", facts(results.runs, "environment", _VERSIONS))
+    yield from _listed("Data", _data(results.runs))
     if len(machines) > 1 or len(facts(results.runs, "resolved", _left_open(study))) > 1:
         yield ""
         yield (
@@ -169,6 +187,21 @@ def _setting(results: StudyResults) -> Iterator[str]:
     jobs = max(run.summary.get("jobs", 1) for run in results.runs)
     if jobs > 1:
         yield from ("", f"Up to {jobs} runs shared the machine: their seconds are no benchmark.")
+
+
+def _data(runs: Sequence[Run]) -> list[str]:
+    """Return in words which data the runs saw, and whether those that are here are others."""
+    here = DataHere()
+    found: dict[str, None] = {}
+    for run in runs:
+        if told := run.summary.get(DATA):
+            text = f"{run.config.dataset}, fingerprint {told[:12]}"
+            if here.differ(run.config, run.summary):
+                text += ", **other than what is here now**"
+            found[text] = None
+    if unknown := num_unknown(run.summary for run in runs):
+        found["not known" if unknown == len(runs) else f"not known of {unknown} runs"] = None
+    return list(found)
 
 
 def _left_open(study: Study) -> list[str]:
@@ -244,6 +277,7 @@ def _study_values(results: StudyResults) -> dict[str, Any]:
         "machines": facts(results.runs, "environment", _MACHINE),
         "executed_with": facts(results.runs, "resolved", _RESOLVED),
         "versions": facts(results.runs, "environment", _VERSIONS),
+        "data": _data(results.runs),
         **{
             quantity.name: [_row_values(row) for row in compare_variants(results, quantity)]
             for quantity in (STEPS, SECONDS, ACCURACY)

@@ -1,14 +1,17 @@
 """Statistics over seeds: Welch's test, Cohen's d, bootstrapped speedups, Holm's correction."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, pstdev, stdev
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+NameT = TypeVar("NameT", bound=Hashable)
+"""What tells the rows of a table apart."""
 
 _THRESHOLDS = ((0.2, "negligible"), (0.5, "small"), (0.8, "medium"), (math.inf, "large"))
 
@@ -169,12 +172,12 @@ class Comparison:
 
 
 def compare(
-    rows: Mapping[str, Sequence[float | None]],
-    baseline: Mapping[str, Sequence[float | None]],
+    rows: Mapping[NameT, Sequence[float | None]],
+    baseline: Mapping[NameT, Sequence[float | None]],
     *,
     words: tuple[str, str] = ("lower", "higher"),
     significance: float = 0.05,
-) -> dict[str, Comparison]:
+) -> dict[NameT, Comparison]:
     """Compare every row of a table with its baseline; `words` name a smaller and a larger mean.
 
     A None among the values is a run without the quantity, such as one that never reached its

@@ -10,7 +10,7 @@ import torch
 from lion_fast.config import Precision, TrainConfig
 from lion_fast.data.dataset import DataSet
 from lion_fast.data.facts import DataFacts
-from lion_fast.errors import UserError
+from lion_fast.errors import OtherData, UserError
 from lion_fast.training.folder.checkpoint import load_checkpoint
 from lion_fast.training.folder.files import locked
 from lion_fast.training.folder.record import RunRecord
@@ -89,7 +89,7 @@ def _trained_config(
 
 
 def check_data(images: DataSet, earlier: Earlier) -> None:
-    """Raise UserError that lists how `images` differ from those that the run was trained on.
+    """Raise OtherData that lists how `images` differ from those that the run was trained on.
 
     Checkpoints of versions that did not note them pass.
     """
@@ -103,7 +103,7 @@ def check_data(images: DataSet, earlier: Earlier) -> None:
             " trained on; start the run again"
         ) from None
     if differences := trained.differences(images.facts()):
-        raise UserError(
+        raise OtherData(
             f"{images.name} is not what {earlier.folder.path} was trained on:"
             f" {'; '.join(differences)}: put its data back, or train anew"
         )

@@ -15,7 +15,7 @@ import torch
 from lion_fast.config import TrainConfig, fields_of
 from lion_fast.data.batches import Loader
 from lion_fast.data.dataset import DataSet
-from lion_fast.data.open import BUILT_IN
+from lion_fast.data.sources import BUILT_IN
 from lion_fast.errors import UserError
 from lion_fast.training.machine.paths import anchored
 from lion_fast.training.machine.resolve import Resolved, resolve
