@@ -142,7 +142,7 @@ class Judge:
             names = {layer: self.outputs.names[layer] for layer in layers}
             if any(map(is_main_member, names.values())):
                 continue
-            if self.kept.certain or any(map(is_usual, [*output.path, *names.values()])):
+            if self.kept.certain or _is_usual(output, names):
                 self._check_levels(output, layers)
                 _add(heads, output, names)
             else:
@@ -170,14 +170,14 @@ class Judge:
 
         Raises UserError where it looks like logits, of which the main output then is made.
         """
-        for main in self.kept.outputs:
-            if self.outputs.of_one_source(output, main):
-                return ""
-            if self.outputs.layers(output) & self.outputs.layers(main):
-                raise UserError(shared_by_levels(self.outputs, main, output))
         giver = self.outputs.givers(output)
         for main in self.kept.outputs:
-            if output.value.ndim and _classes(output.value) & _classes(main.value):
+            of_main = self.outputs.of_one_source(output, main)
+            if of_main and set(output.calls) == set(main.calls):
+                return ""
+            if not of_main and self.outputs.layers(output) & self.outputs.layers(main):
+                raise UserError(shared_by_levels(self.outputs, main, output))
+            if output.value.ndim and (of_main or _classes(output.value) & _classes(main.value)):
                 raise UserError(
                     f"output {output.main!r} comes from {giver}, which feeds the main output "
                     f"{main.main!r}: zeroing it would change that. Name heads that stand beside "
@@ -202,6 +202,9 @@ class Judge:
                     loose.update(dict.fromkeys(self._own_loose(output)))
                 else:
                     loose.update(dict.fromkeys(p for p in met if p in parameters))
+            if any(parameter.ndim > 1 for parameter in loose):
+                # Functional calls: what they read is no part of the head.
+                _add_option(head, output_layer(head, [], list(loose)))
             option = output_layer(head, list(layers), list(loose) if with_loose else [])
             _add_option(head, option)
 
@@ -215,6 +218,11 @@ def _add(heads: list[FoundHead], output: Output, names: dict[nn.Module, str]) ->
             return
     name = next(iter(names.values()), ".".join(output.path))
     heads.append(FoundHead(name, None, [output], [], names))
+
+
+def _is_usual(output: Output, names: dict[nn.Module, str]) -> bool:
+    named = any(key.lower().startswith("aux") for key in output.path)
+    return named or any(map(is_usual, [*output.path, *names.values()]))
 
 
 def _add_option(head: FoundHead, option: OutputLayer) -> None:
