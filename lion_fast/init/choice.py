@@ -64,10 +64,19 @@ class Judge:
 
     def __init__(self, outputs: Outputs, kept: Kept) -> None:
         self.outputs, self.trace, self.kept = outputs, outputs.trace, kept
-        self.behind = self.trace.all_behind(kept.calls)
+        self.behind = self._all_behind()
         """Every layer call on which the main output depends."""
         nodes = ancestors([output.value.grad_fn for output in kept.outputs])
         self.kept_loose = {id(getattr(node, "variable", None)) for node in nodes}
+
+    def _all_behind(self) -> set[int]:
+        """By edges, and by value, which takes gradients, where these lead to another output."""
+        found = self.trace.all_behind(self.kept.calls, by_value=False)
+        others = {i for output in self.outputs.items for i in output.calls}
+        inside = any(self.trace.calls[index].inside for index in found)
+        if not inside and not (others - set(self.kept.calls)) & found:
+            return found
+        return self.trace.all_behind(self.kept.calls)
 
     def _inside(self, index: int, head: FoundHead) -> bool:
         """Whether a layer call was made by a head."""

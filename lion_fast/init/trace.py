@@ -119,7 +119,7 @@ class Trace:
         self.calls: list[LayerCall] = []
         self.heads: dict[str, list[HeadCall]] = {name: [] for name in heads or {}}
         self._producer: dict[Any, int] = {}
-        self._before: dict[int, list[int]] = {}
+        self._before: dict[tuple[int, bool], list[int]] = {}
         self._running: list[str] = []
         self._cut = set(cut)
         device = next(module.parameters()).device
@@ -181,10 +181,11 @@ class Trace:
         args, kwargs = tree_map(random, (args, kwargs))
         return args, kwargs, leaves
 
-    def reached(self, value: Tensor, known_only: bool = False) -> Reached:
+    def reached(self, value: Tensor, known_only: bool = False, *, by_value: bool = True) -> Reached:
         """Return the layer calls that a value reaches first, by value through joins.
 
-        known_only: pass modules that are not torch.nn's own layers.
+        known_only: pass modules that are not torch.nn's own layers. by_value: False counts every
+        part of a join.
         """
         stop = self._stop(known_only)
         nodes = list(ancestors([_node(value)], stop))
@@ -197,10 +198,9 @@ class Trace:
             nodes = list(ancestors([_node(value)], stop.keys() | joins))
             direct = {stop[node] for node in nodes if node in stop}
             doubtful = [index for index in found if index not in direct]
-            alive = [self.touches(value, index) for index in doubtful]
-            if direct or any(alive):
-                dead = {index for index, live in zip(doubtful, alive, strict=True) if not live}
-                found = dict.fromkeys(index for index in found if index not in dead)
+            alive = self._touched(value, doubtful) if by_value else set(doubtful)
+            if direct or alive:
+                found = dict.fromkeys(i for i in found if i in direct or i in alive)
         return Reached(list(found), loose)
 
     def _stop(self, known_only: bool) -> dict[Any, int]:
@@ -209,12 +209,17 @@ class Trace:
         known = [is_known_layer(call.layer) for call in self.calls]
         return {node: index for node, index in self._producer.items() if known[index]}
 
-    def touches(self, value: Tensor, index: int) -> bool:
-        """Whether the gradient of a value with respect to a call's outputs is not 0."""
-        gradients = gradients_of([value], self.calls[index].edges)
-        return any(gradient is not None and bool((gradient != 0).any()) for gradient in gradients)
+    def _touched(self, value: Tensor, calls: list[int]) -> set[int]:
+        """Return the calls with respect to whose outputs the gradient of a value is not 0."""
+        edges = [(index, edge) for index in calls for edge in self.calls[index].edges]
+        gradients = gradients_of([value], [edge for _, edge in edges])
+        return {
+            index
+            for (index, _), gradient in zip(edges, gradients, strict=True)
+            if gradient is not None and bool((gradient != 0).any())
+        }
 
-    def all_behind(self, calls: Iterable[int]) -> set[int]:
+    def all_behind(self, calls: Iterable[int], *, by_value: bool = True) -> set[int]:
         """Return these calls and every call on which their inputs depend."""
         seen: set[int] = set()
         waiting = list(calls)
@@ -222,15 +227,16 @@ class Trace:
             index = waiting.pop()
             if index not in seen:
                 seen.add(index)
-                waiting += self.before(index)
+                waiting += self.before(index, by_value=by_value)
         return seen
 
-    def before(self, index: int) -> list[int]:
+    def before(self, index: int, *, by_value: bool = True) -> list[int]:
         """Return the calls that a call's inputs reach first."""
-        if index not in self._before:
-            found = [i for t in self.calls[index].inputs for i in self.reached(t).calls]
-            self._before[index] = list(dict.fromkeys(found))
-        return self._before[index]
+        key = (index, by_value)
+        if key not in self._before:
+            reached = (self.reached(t, by_value=by_value) for t in self.calls[index].inputs)
+            self._before[key] = list(dict.fromkeys(i for found in reached for i in found.calls))
+        return self._before[key]
 
 
 def gradients_of(values: Iterable[Tensor], edges: Iterable[Any]) -> list[Tensor | None]:
@@ -240,7 +246,7 @@ def gradients_of(values: Iterable[Tensor], edges: Iterable[Any]) -> list[Tensor 
     if not edges:
         return []
     total = torch.stack(
-        [(value.double() * torch.randn_like(value)).sum() for value in values]
+        [(value * torch.randn_like(value)).sum().double() for value in values]
     ).sum()
     return list(torch.autograd.grad(total, edges, retain_graph=True, allow_unused=True))
 
