@@ -132,8 +132,9 @@ def transformer(name: str) -> nn.Module:
         return t.DetrForObjectDetection(config)
     config = t.RTDetrConfig(
         backbone_config=backbone, encoder_in_channels=[16, 16, 32], num_queries=20, num_labels=5,
-        encoder_hidden_dim=32, decoder_in_channels=[32] * 3, d_model=32, decoder_layers=3, decoder_ffn_dim=32,
-        encoder_ffn_dim=32, decoder_attention_heads=4, encoder_attention_heads=4, num_denoising=0,
+        encoder_hidden_dim=32, decoder_in_channels=[32] * 3, d_model=32, decoder_layers=3,
+        decoder_ffn_dim=32, encoder_ffn_dim=32, decoder_attention_heads=4,
+        encoder_attention_heads=4, num_denoising=0,
     )  # fmt: skip
     return t.RTDetrForObjectDetection(config)
 
@@ -155,7 +156,7 @@ def inception() -> nn.Module:
 
 
 def torchvision_model(name: str) -> nn.Module:
-    """torchvision's FCN or DeepLab with its auxiliary classifier."""
+    """Torchvision's FCN or DeepLab with its auxiliary classifier."""
     from torchvision.models import segmentation
 
     return getattr(segmentation, name)(weights=None, weights_backbone=None, aux_loss=True)
@@ -169,7 +170,7 @@ def with_labels(name: str, side: int, classes: int = 5) -> dict[str, Tensor]:
 
 
 def accelerated() -> nn.Module:
-    """nnU-Net's network as accelerate prepares it in bf16: forward casts inside, float32 outside."""
+    """nnU-Net's network as accelerate prepares it in bf16: casts inside, float32 outside."""
     model = plain_conv_unet()
     forward = model.forward
 
@@ -304,7 +305,12 @@ def main() -> None:
     # First, since a process's peak does not fall again.
     timing = speed()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    lines = ["# `lion_dg_` on other libraries' networks", "", f"Written by `bench/check_foreign.py` with {versions}.", ""]  # noqa: E501
+    lines = [
+        "# `lion_dg_` on other libraries' networks",
+        "",
+        f"Written by `bench/check_foreign.py` with {versions}.",
+        "",
+    ]  # noqa: E501
     lines += ["| network | `lion_dg_(network, ...)` | what happens | right |", "|---|---|---|---|"]
     all_right = True
     for row in rows():

@@ -28,7 +28,11 @@ def parts_of(trace: Trace, value: Tensor, calls: list[int]) -> list[Part]:
     """
     if len(calls) < 2 or value.ndim == 0:
         return []
-    supports = torch.stack(_supports(trace, value, calls))
+    try:
+        supports = torch.stack(_supports(trace, value, calls))
+    except (RuntimeError, NotImplementedError):
+        # An operation without a second derivative, such as attention, mixes its inputs.
+        return []
     best: list[Part] = []
     fewest = len(calls)
     for dim, size in enumerate(value.shape):
