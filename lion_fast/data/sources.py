@@ -45,9 +45,9 @@ def passed_over(dataset: str) -> str | None:
     return f"the built-in set, not the {what} of that name here: --dataset ./{dataset} means that"
 
 
-def data_dir_of(config: TrainConfig) -> Path:
+def data_dir_of(data_dir: Path | None) -> Path:
     """Return the folder of the downloadable sets."""
-    return (config.data_dir or DEFAULT_DATA_DIR).expanduser()
+    return (data_dir or DEFAULT_DATA_DIR).expanduser()
 
 
 def data_fingerprint(config: TrainConfig) -> str | None:
@@ -94,7 +94,7 @@ def read_arrays(config: TrainConfig) -> LabelledArrays:
     elif dataset == "digits":
         arrays = read_digits()
     else:
-        arrays = read_cifar(dataset, data_dir_of(config))
+        arrays = read_cifar(dataset, data_dir_of(config.data_dir))
     if known is None:
         known = (
             pixels_fingerprint(arrays.train_images, arrays.train_labels),
@@ -109,7 +109,7 @@ def _files(config: TrainConfig) -> list[Path]:
     if config.dataset not in BUILT_IN:
         return [Path(config.dataset).expanduser()]
     for name in SOURCES.get(config.dataset, ()):
-        path = data_dir_of(config) / name
+        path = data_dir_of(config.data_dir) / name
         if path.is_dir():
             return sorted(path.iterdir())
         if path.exists():

@@ -55,7 +55,7 @@ def _missing_data(config: TrainConfig) -> Iterator[str]:
     from lion_fast.data.sources import data_dir_of
 
     if config.dataset in SOURCES:
-        folder = data_dir_of(config)
+        folder = data_dir_of(config.data_dir)
         if not any((folder / name).exists() for name in SOURCES[config.dataset]):
             yield f"{config.dataset} is not in {folder}: the first run would download it"
     elif config.dataset != "digits" and not Path(config.dataset).expanduser().exists():
