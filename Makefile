@@ -44,12 +44,17 @@ bench-report: ready
 
 # Renders every committed study, and what of the paper has not been run.
 studies-report: ready
-	$(BIN)/python bench/studies_report.py
+	$(BIN)/python bench/report/studies.py
 
-# Fails when a median is more than 10 % above that of the JSON file BASE, from the same machine.
+# BASE=<commit> measures it and this tree by turns, several rounds, and fails where the interval of a
+# ratio of medians lies wholly above 1.05. BASE=FILE.json compares with another hour of this machine.
+# BENCH names the files of both, all by default.
+BENCH ?=
+ROUNDS ?= 6
 bench-compare: ready
-	$(BIN)/python -m pytest bench --benchmark-only --benchmark-compare=$(BASE) \
-		--benchmark-compare-fail=median:10%
+	@test -n '$(BASE)' || { echo 'give BASE=<commit> or BASE=FILE.json'; exit 2; }
+	$(BIN)/python bench/compare.py $(BASE) $(BENCH) --rounds $(ROUNDS) \
+		$(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
 # Uses the interpreter it is given, installs nothing, needs no network. REHEARSE=1 measures nothing:
 # it shows in minutes that every stage runs, and writes to rehearsal/.
@@ -57,7 +62,7 @@ PYTHON ?= $(BIN)/python
 STAGE ?= all
 OUT ?= $(if $(REHEARSE),rehearsal,bench/results)
 gpu:
-	$(PYTHON) bench/gpu_suite.py --stage $(STAGE) --out $(OUT) \
+	$(PYTHON) bench/gpu/suite.py --stage $(STAGE) --out $(OUT) \
 		$(if $(DATA_DIR),--data-dir $(DATA_DIR)) $(if $(COMMIT),--commit $(COMMIT)) \
 		$(if $(REHEARSE),--rehearse)
 

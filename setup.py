@@ -31,6 +31,12 @@ setup(
         "lion_fast.study",
         "lion_fast.study.pools",
         "lion_fast.training",
+        "lion_fast.training.folder",
+        "lion_fast.training.machine",
+        "lion_fast.training.measure",
+        "lion_fast.training.ranks",
+        "lion_fast.training.screen",
+        "lion_fast.training.step",
     ],
     package_dir={"lion_fast.kernels": "kernels"},
     package_data={

@@ -7,7 +7,8 @@ Fresh processes take turns, in balanced order. The network is the paper's, compi
 from statistics import median
 
 import pytest
-from _processes import state, stated, train_afresh
+
+from support.processes import state, stated, train_afresh
 
 BENCHMARK = {
     "title": "Memory of the CPU",

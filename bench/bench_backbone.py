@@ -1,11 +1,12 @@
 """DenseNet-DS's fused backbone against its modules: a whole step, and launch by launch.
 
-The first test decides what `backbone auto` takes: both as captured graphs of compiled steps, side
-by side. The others time each launch of the op alone, in a graph that repeats it, so that what it
-reads lies in L2 where it fits; beside what a model predicted before any GPU had run them. A
+The first test decides where `backbone auto` takes the op: both as captured graphs of compiled
+steps, side by side. The others time each launch of the op alone, in a graph that repeats it, so
+that what it reads lies in L2 where it fits; beside what a model predicted before any GPU had run
+them. A
 prediction is 2.5 us for a dependent launch in a graph, 1 us for its prologue, and its bytes
-(`_dense_traffic.py`) at 80 % of an H100's L2, taken as 5.5 TB/s. It counts no instruction, so a
-launch that issues more than it moves takes longer.
+(`support/dense_traffic.py`) at 80 % of an H100's L2, taken as 5.5 TB/s. It counts no instruction,
+so a launch that issues more than it moves takes longer.
 
 On a CPU, `TRITON_INTERPRET=1 pytest bench/bench_backbone.py --benchmark-disable` runs tiny sizes
 once.
@@ -18,8 +19,6 @@ from typing import Any
 
 import pytest
 import torch
-from _dense_traffic import launch_bytes
-from _training import Training
 
 from lion_fast.config import TrainConfig
 from lion_fast.kernels.dense.aot import DENSENET, step_names
@@ -32,6 +31,8 @@ from lion_fast.kernels.dense.launch import (
 from lion_fast.kernels.dense.launch_backward import backward_launches, gradient_size
 from lion_fast.kernels.dense.plan import Plan
 from lion_fast.kernels.launch import Launch
+from support.dense_traffic import launch_bytes
+from support.training import Training
 
 BENCHMARK = {
     "title": "Fused backbone",

@@ -10,17 +10,16 @@ under them is tests/stand_in_gpu. Kinds of launches: Triton kernels of ours, Tri
 Inductor generates, kernels of PyTorch's libraries, calls of cuDNN and cuBLAS (one each, whatever
 they launch inside: a lower bound), copies and fills.
 
-Bytes: of eager code one operation is one ATen call (`_traffic.py`), of compiled code one kernel or
-library call, as Inductor itself counts; compare within one convention. `host_calls` is what the
-host submits or waits for in one step, and for the graph in one replay. Peak memory is that of
-PyTorch's allocator from construction to the step's end, without cuDNN's workspaces.
+Bytes: of eager code one operation is one ATen call (`support/traffic.py`), of compiled code one
+kernel or library call, as Inductor itself counts; compare within one convention. `host_calls` is
+what the host submits or waits for in one step, and for the graph in one replay. Peak memory is that
+of PyTorch's allocator from construction to the step's end, without cuDNN's workspaces.
 
-graph-fewer is engine graph with `fewer_launches`. What its kernels read twice counts once, as
-lion_fast/training/inductor.py says; casts of weights outside compiled code are in no compiled byte.
-The loop is `_rivals.HandLoop` under autocast, without loss scaling and without data loading.
+Casts of weights outside compiled code are in no compiled byte. The loop is
+`support.rivals.HandLoop` under autocast, without loss scaling and without data loading.
 
 Private API: GraphLowering.compile_to_module and count_bytes, two cache switches, TrainStep._forward
-and what tests/stand_in_inductor.py names.
+and what tests/support/stand_in_inductor.py names.
 """
 
 import argparse
@@ -39,13 +38,13 @@ BENCHMARK = {
     "title": "Launches, bytes and memory of a step, counted",
     "order": 15,
     "stage": "step",
-    "ours": ("eager", "compile", "graph", "graph-fewer"),
+    "ours": ("eager", "compile", "graph"),
     "is_timed": False,
 }
 
 PRECISION = {"H100": "bf16", "A100": "bf16", "V100": "fp16"}
 ARCHS = ("densenet_ds", "resnet_ds")
-ENGINES = ("loop", "eager", "compile", "graph", "graph-fewer")
+ENGINES = ("loop", "eager", "compile", "graph")
 TINY: dict[str, Any] = {"growth_rate": 2, "block_layers": 1, "base_width": 8, "batch_size": 64}
 
 
@@ -76,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def count_card(card: str, arch: str, optimizer: str, tiny: bool) -> dict[str, Any]:
     """Return the counts of every engine on `card`, each in a fork that starts from nothing."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    tests = Path(__file__).resolve().parents[1] / "tests"
+    sys.path[:0] = [str(tests), str(tests / "support")]
     import stand_in_gpu
     from stand_in_gpu.processes import in_own_process
 
@@ -111,19 +111,17 @@ def count_engine(
 ) -> dict[str, Any]:
     """Return the counts of one engine's step, after the warm-up."""
     import torch
-    from _training import Training
     from stand_in_inductor import note_instead_of_compiling
 
     from lion_fast.config import TrainConfig
+    from support.training import Training
 
     note_instead_of_compiling(gpu)
     compiled_bytes = watch_inductor()
-    is_graph = engine.startswith("graph")
     settings: dict[str, Any] = {
-        "engine": "eager" if engine == "loop" else "graph" if is_graph else engine,
-        "fewer_launches": engine == "graph-fewer", "precision": precision, "arch": arch,
+        "engine": "eager" if engine == "loop" else engine, "precision": precision, "arch": arch,
         "device": "cuda", "loader": "resident", "impl": "triton", "steps_per_replay": 1,
-        "init": "he", "optimizer": optimizer,
+        "init": "he", "optimizer": optimizer, "backbone": "modules",
     }  # fmt: skip
     config = TrainConfig(**settings | (TINY if tiny else {}))
     training = Training(config, noise(8 if tiny else 32), num_steps=8)
@@ -136,7 +134,7 @@ def count_engine(
     take_step()
     records = gpu.records()
     found = {
-        "launches": launches(captured if is_graph else records),
+        "launches": launches(captured if engine == "graph" else records),
         "host_calls": len(records),
         "syncs": sum(record.kind == "sync" for record in records),
         "peak_bytes": torch.cuda.max_memory_allocated(),
@@ -163,10 +161,10 @@ def noise(side: int) -> Any:
 
 def loop_step(training: Any, config: Any) -> Callable[[], None]:
     """Return the hand-written step over the training's own batches."""
-    from _rivals import HandLoop
     from torch import Tensor, nn
 
-    from lion_fast.training.step import autocast
+    from lion_fast.training.step.step import autocast
+    from support.rivals import HandLoop
 
     class Autocast(nn.Module):
         def __init__(self, model: nn.Module) -> None:
@@ -195,7 +193,7 @@ def launches(records: Sequence[Any]) -> dict[str, int]:
 
 def eager_bytes(take_step: Callable[[], None], training: Any, engine: str) -> dict[str, int]:
     """Take a step; return its bytes by part, of which the loop's is one."""
-    from _traffic import Traffic
+    from support.traffic import Traffic
 
     traffic = Traffic()
 

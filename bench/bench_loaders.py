@@ -19,11 +19,11 @@ from lion_fast.data.dali import dali_status
 from lion_fast.data.images import ImageSet
 from lion_fast.data.make import make_loader
 from lion_fast.data.plan import BatchPlan
-from lion_fast.training.build import build
-from lion_fast.training.engine import make_engine
-from lion_fast.training.history import row_width
-from lion_fast.training.resolve import resolve
-from lion_fast.training.step import TrainStep, float32_precision
+from lion_fast.training.machine.resolve import resolve
+from lion_fast.training.step.build import build
+from lion_fast.training.step.engine import make_engine
+from lion_fast.training.step.history import row_width
+from lion_fast.training.step.step import TrainStep, float32_precision
 
 BENCHMARK = {
     "title": "Loaders",

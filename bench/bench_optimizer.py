@@ -12,8 +12,8 @@ import torch
 
 from lion_fast.config import Arch, OptimizerName, TrainConfig
 from lion_fast.models import DeeplySupervised, build_model
-from lion_fast.training.optimizers import build_optimizer
-from lion_fast.training.resolve import resolve
+from lion_fast.training.machine.resolve import resolve
+from lion_fast.training.step.optimizers import build_optimizer
 
 BENCHMARK = {
     "title": "Optimizer",

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from _harness import interleaved, synchronize
-from _training import Training, new_step
 from torch import Tensor
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from lion_fast.config import Init, TrainConfig
 from lion_fast.data.images import ImageSet
+from support.harness import interleaved, synchronize
+from support.training import Training, new_step
 
 BENCHMARK = {
     "title": "Overhead of LION-DG",

@@ -6,7 +6,8 @@ set is needed; in quick mode it is tiny and not compiled.
 """
 
 import pytest
-from _processes import run_python, state, stated, train_afresh
+
+from support.processes import run_python, state, stated, train_afresh
 
 BENCHMARK = {
     "title": "Set-up",

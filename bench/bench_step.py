@@ -3,7 +3,7 @@
 A row's time is that of `steps_per_call` steps, because engine graph replays several at once;
 `step_milliseconds` is that of one. In quick mode nothing is compiled and the network is tiny.
 
-Rivals (`_rivals.py`): a plain PyTorch script, the same through `torch.compile` in its mode
+Rivals (`support/rivals.py`): a plain PyTorch script, the same through `torch.compile` in its mode
 max-autotune, and a hand-written loop over batches made beforehand. Their ratios are recorded, over
 the trainer's engine, beside the goals that were set for them; they fail nothing.
 """
@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 import torch
-from _rivals import HandLoop, PlainScript
-from _training import Training, new_step
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.dali import dali_status
 from lion_fast.data.images import ImageSet
 from lion_fast.errors import UserError
-from lion_fast.training.resolve import Resolved, resolve
-from lion_fast.training.step import float32_precision
+from lion_fast.training.machine.resolve import Resolved, resolve
+from lion_fast.training.step.step import float32_precision
+from support.rivals import HandLoop, PlainScript
+from support.training import Training, new_step
 
 BENCHMARK = {
     "title": "Training step",
@@ -100,6 +100,7 @@ def setting(config: TrainConfig, resolved: Resolved, image_set: ImageSet) -> dic
         "dtype": resolved.precision,
         "mode": "train",
         "loader": resolved.loader,
+        "backbone": resolved.backbone,
         "arch": config.arch,
         "data": image_set.name,
         "num_workers": config.num_workers if resolved.loader == "workers" else None,

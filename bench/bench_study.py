@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _processes import run_python, state, stated
 
 from lion_fast.config import TrainConfig
 from lion_fast.report.results import read_study
 from lion_fast.study.grid import Study, grid
 from lion_fast.study.runner import run_study
+from support.processes import run_python, state, stated
 
 BENCHMARK = {
     "title": "Studies",

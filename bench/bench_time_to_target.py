@@ -15,7 +15,8 @@ import statistics
 from typing import Any, NamedTuple
 
 import pytest
-from _processes import state, stated, train_afresh
+
+from support.processes import state, stated, train_afresh
 
 BENCHMARK = {
     "title": "Time to target",

@@ -13,7 +13,8 @@ from statistics import mean, median
 from typing import Any
 
 import pytest
-from _processes import Finished, run_python, state, stated
+
+from support.processes import Finished, run_python, state, stated
 
 BENCHMARK = {
     "title": "Two processes",

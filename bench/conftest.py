@@ -34,7 +34,7 @@ How to write a benchmark::
   value of every parameter, and trained networks have the `fewer_layers` that compile sooner; no
   test may assert anything of time then either (`judges_time`).
 - `image_set` is CIFAR-10 from `--data-dir`, else synthetic (`image_set.name` says which).
-- `_harness.py` holds the timers and statistics, for scripts without pytest.
+- `support/harness.py` holds the timers and statistics, for scripts without pytest.
 """
 
 import math
@@ -51,9 +51,14 @@ if not torch.cuda.is_available():
     # Kernels then run once, untimed, in quick mode. Read when triton is first imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import _machine
 import pytest
-from _harness import (
+from pytest_benchmark.logger import PytestBenchmarkWarning
+
+from lion_fast.config import TrainConfig
+from lion_fast.data.images import ImageSet
+from lion_fast.data.open import load_image_set
+from support import machine
+from support.harness import (
     MIN_ROUND_SECONDS,
     RatioEstimate,
     Samples,
@@ -69,11 +74,6 @@ from _harness import (
     tensor_bytes,
     time_round,
 )
-from pytest_benchmark.logger import PytestBenchmarkWarning
-
-from lion_fast.config import TrainConfig
-from lion_fast.data.images import ImageSet
-from lion_fast.data.open import load_image_set
 
 T = TypeVar("T", bound=tuple)
 MAX_ROUNDS = 200
@@ -322,7 +322,7 @@ def pytest_benchmark_update_machine_info(
     machine_info.pop("node", None)  # a host name says nothing of speed
     machine_info.pop("cpu", None)  # holds the momentary clock; `cpu_model` says what matters
     device = resolve_device(config.getoption("--device"))
-    machine_info.update(_machine.machine_info(device, config.getoption("--commit")))
+    machine_info.update(machine.machine_info(device, config.getoption("--commit")))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -337,7 +337,7 @@ def pytest_benchmark_compare_machine_info(
     before = compared_benchmark["machine_info"]
     differing = [
         f"{fact} {before.get(fact)} -> {machine_info[fact]}"
-        for fact in _machine.SPEED_FACTS
+        for fact in machine.SPEED_FACTS
         if before.get(fact) != machine_info[fact]
     ]
     if differing:

@@ -26,8 +26,8 @@ from lion_fast.arguments import (
 )
 from lion_fast.config import PRESETS, TrainConfig
 from lion_fast.errors import SaidElsewhere, UserError
-from lion_fast.training.console import Plain, make_console, silence_stdout
-from lion_fast.training.ranks import ranks_here
+from lion_fast.training.ranks.torchrun import ranks_here
+from lion_fast.training.screen.console import Plain, make_console, silence_stdout
 
 if TYPE_CHECKING:
     from lion_fast.study.grid import Study
@@ -37,7 +37,7 @@ def _train(arguments: Sequence[str]) -> int:
     preset, resume = _peek(arguments, "--preset"), _peek(arguments, "--resume")
     config = PRESETS.get(preset or "", TrainConfig())
     if resume is not None:
-        from lion_fast.training.rundir import RunFolder
+        from lion_fast.training.folder.run_folder import RunFolder
 
         config = RunFolder.open(Path(resume))[1]
     default = TrainArguments.starting_from(config)
@@ -106,7 +106,7 @@ def _end_with_json(values: dict[str, Any], asked: bool) -> None:
 def _doctor(arguments: Sequence[str]) -> int:
     tyro.cli(DoctorArguments, args=arguments, prog="lion-fast doctor")
 
-    from lion_fast.training.doctor import doctor
+    from lion_fast.training.machine.doctor import doctor
 
     print("\n".join(doctor()))
     return 0

@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 import torch
-from _dense_traffic import launch_bytes, scratch_bytes
 from stand_in import TESTS, needs_stand_in
 from test_counts import PINNED, version
 
 from lion_fast.kernels.dense.aot import DENSENET, step_cases, step_names
+from support.dense_traffic import launch_bytes, scratch_bytes
 
 # Of one layer a block at 16x16, batch 8.
 DENSE_LAUNCHES = {
@@ -47,7 +47,7 @@ def test_a_launch_moves_at_least_the_maps_that_it_makes_and_reads():
 )
 def test_a_captured_step_launches_what_the_plan_lists_and_nothing_waits(tmp_path, kernel_cache):
     out = tmp_path / "counts.json"
-    script = TESTS.parent / "bench/count_backbone.py"
+    script = TESTS.parent / "bench/gpu/count_backbone.py"
     command = [sys.executable, str(script), "--tiny", "--out", str(out)]
     caches = {"TRITON_CACHE_DIR": str(kernel_cache / "triton")}
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | caches

@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import _harness
-import _machine
 import numpy as np
 import pytest
 import torch
 
-BENCH = Path(_harness.__file__).parent
+from support import harness, machine
+
+BENCH = Path(harness.__file__).parents[1]
 
 
 CPU = torch.device("cpu")
@@ -37,29 +37,29 @@ def events(monkeypatch):
     """A device that writes down when it is waited for, and a clock that ticks 1 ms a reading."""
     log = []
     ticks = itertools.count()
-    monkeypatch.setattr(_harness, "synchronize", lambda device: log.append("wait"))
-    monkeypatch.setattr(_harness.time, "perf_counter", lambda: next(ticks) / 1000)
+    monkeypatch.setattr(harness, "synchronize", lambda device: log.append("wait"))
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: next(ticks) / 1000)
     return log
 
 
 def test_a_round_waits_for_the_device_at_its_edges_only(events):
-    seconds = _harness.time_round(lambda: events.append("call"), CPU, calls=5)
+    seconds = harness.time_round(lambda: events.append("call"), CPU, calls=5)
     assert events == ["wait", *["call"] * 5, "wait"]
     assert seconds == pytest.approx(0.001 / 5)
 
 
 def test_a_round_has_enough_calls_to_outlast_the_wait():
     naps = []
-    calls = _harness.calls_per_round(lambda: naps.append(sum(range(2000))), CPU, 2e-3)
-    seconds = min(_harness.time_round(lambda: sum(range(2000)), CPU, calls) for _ in range(5))
+    calls = harness.calls_per_round(lambda: naps.append(sum(range(2000))), CPU, 2e-3)
+    seconds = min(harness.time_round(lambda: sum(range(2000)), CPU, calls) for _ in range(5))
     assert calls > 1
     assert seconds * calls > 1e-3
 
 
 def test_a_round_cycles_through_every_argument_set(monkeypatch):
-    monkeypatch.setattr(_harness, "calls_per_round", lambda *_: 1)
+    monkeypatch.setattr(harness, "calls_per_round", lambda *_: 1)
     seen = []
-    round_ = _harness.prepare_round(seen.append, [(0,), (1,), (2,)], CPU)
+    round_ = harness.prepare_round(seen.append, [(0,), (1,), (2,)], CPU)
     del seen[:]
     for _ in range(6):
         round_.run()
@@ -68,9 +68,9 @@ def test_a_round_cycles_through_every_argument_set(monkeypatch):
 
 def test_interleaved_rounds_run_every_function_once_in_mirrored_orders(monkeypatch):
     ran = []
-    monkeypatch.setattr(_harness, "calls_per_round", lambda *_: 1)
+    monkeypatch.setattr(harness, "calls_per_round", lambda *_: 1)
     functions = {name: (lambda name=name: ran.append(name)) for name in "abc"}
-    samples = _harness.interleaved(functions, 10, device=CPU)
+    samples = harness.interleaved(functions, 10, device=CPU)
     assert {name: len(seconds) for name, seconds in samples.seconds.items()} == dict.fromkeys(
         "abc", 10
     )
@@ -83,22 +83,22 @@ def test_interleaved_rounds_run_every_function_once_in_mirrored_orders(monkeypat
 def test_a_drift_of_the_machine_cancels_from_the_ratio():
     clock = 1.0
     rows = []
-    for order in itertools.islice(_harness.round_orders(("a", "b")), 40):
+    for order in itertools.islice(harness.round_orders(("a", "b")), 40):
         row = {}
         for name in order:
             row[name] = clock * (1.05 if name == "a" else 1.0)
             clock *= 1.01
         rows.append(row)
-    estimate = _harness.collect(rows).ratio("a", "b")
+    estimate = harness.collect(rows).ratio("a", "b")
     assert estimate.median_ratio == pytest.approx(1.05, rel=1e-3)
     assert estimate.contains(1.05) and not estimate.contains(1.0)
 
 
-def synthetic_samples(ratio: float, seed: int, num_rounds: int = 40) -> _harness.Samples:
+def synthetic_samples(ratio: float, seed: int, num_rounds: int = 40) -> harness.Samples:
     generator = np.random.default_rng(seed)
     weather = generator.lognormal(0, 0.3, num_rounds)
     a, b = generator.lognormal(0, 0.02, (2, num_rounds))
-    return _harness.Samples({"a": tuple(ratio * weather * a), "b": tuple(weather * b)})
+    return harness.Samples({"a": tuple(ratio * weather * a), "b": tuple(weather * b)})
 
 
 def test_the_ratio_interval_covers_the_truth_about_as_often_as_it_says():
@@ -118,21 +118,21 @@ def test_the_ratio_is_reproducible_and_knows_its_bounds():
 
 
 def test_one_round_gives_no_interval():
-    estimate = _harness.Samples({"a": (2.0,), "b": (1.0,)}).ratio("a", "b")
+    estimate = harness.Samples({"a": (2.0,), "b": (1.0,)}).ratio("a", "b")
     assert estimate.median_ratio == 2.0
     assert not estimate.within(0.5)
 
 
 def test_input_sets_exceed_the_cache_unless_that_takes_too_many():
-    size = _harness.cache_bytes(CPU)
-    assert _harness.num_input_sets(4 * max(size, _harness.MAX_INPUT_BYTES), CPU) == 1
-    assert _harness.num_input_sets(1, CPU) == _harness.MAX_INPUT_SETS
+    size = harness.cache_bytes(CPU)
+    assert harness.num_input_sets(4 * max(size, harness.MAX_INPUT_BYTES), CPU) == 1
+    assert harness.num_input_sets(1, CPU) == harness.MAX_INPUT_SETS
     shared = torch.zeros(3)
-    assert _harness.tensor_bytes((shared, [torch.zeros(2, dtype=torch.uint8)], 7, shared)) == 14
+    assert harness.tensor_bytes((shared, [torch.zeros(2, dtype=torch.uint8)], 7, shared)) == 14
 
 
 def test_machine_info_names_every_part_of_the_setting():
-    info = _machine.machine_info(CPU, commit="abc-dirty")
+    info = machine.machine_info(CPU, commit="abc-dirty")
     wanted = {
         *("gpu", "driver", "sm_clock_mhz", "memory_clock_mhz", "power_limit_w", "torch"),
         *("triton", "dali", "cuda", "cudnn", "commit", "dirty", "cpu_model", "num_threads"),
@@ -145,16 +145,16 @@ def test_machine_info_names_every_part_of_the_setting():
 
 def test_a_given_commit_is_stated_where_git_cannot_tell(monkeypatch):
     facts = {"cpu": "a processor", "cpu_threads": 2, "commit": None}
-    monkeypatch.setattr(_machine, "environment", lambda device: facts)
-    info = _machine.machine_info(CPU, commit="abc-dirty")
+    monkeypatch.setattr(machine, "environment", lambda device: facts)
+    info = machine.machine_info(CPU, commit="abc-dirty")
     assert (info["commit"], info["dirty"]) == ("abc", True)
-    info = _machine.machine_info(CPU)
+    info = machine.machine_info(CPU)
     assert (info["commit"], info["dirty"]) == (None, None)
 
 
 def test_clocks_that_the_driver_does_not_tell_are_null():
     line = "345, 1980, 3201, [N/A]\n"
-    assert _machine.parse_clocks(line) == {
+    assert machine.parse_clocks(line) == {
         "sm_clock_mhz": 345.0,
         "max_sm_clock_mhz": 1980.0,
         "memory_clock_mhz": 3201.0,
@@ -298,7 +298,7 @@ def test_rows_carry_their_setting_and_a_regression_fails(tmp_path):
 @needs_gpu
 def test_a_recorded_round_runs_every_argument_set_and_its_backward():
     device = torch.device("cuda", torch.cuda.current_device())
-    with _harness.side_stream(device):
+    with harness.side_stream(device):
         weights = [torch.ones(64, device=device, requires_grad=True) for _ in range(3)]
         counters = [torch.zeros((), device=device) for _ in weights]
         outputs = [(weight * weight).sum() for weight in weights]
@@ -307,7 +307,7 @@ def test_a_recorded_round_runs_every_argument_set_and_its_backward():
             counter.add_(torch.autograd.grad(output, weight, retain_graph=True)[0].mean())
 
         sets = list(zip(outputs, weights, counters, strict=True))
-        replay = _harness.record_calls(backward, sets, 7, device)
+        replay = harness.record_calls(backward, sets, 7, device)
         for counter in counters:
             counter.zero_()
         replay()
@@ -317,10 +317,10 @@ def test_a_recorded_round_runs_every_argument_set_and_its_backward():
 @needs_gpu
 def test_a_recorded_round_leaves_out_the_launches():
     device = torch.device("cuda", torch.cuda.current_device())
-    with _harness.side_stream(device):
+    with harness.side_stream(device):
         x = torch.ones(1000, device=device)
         launched, recorded = (
-            _harness.prepare_round(x.add_, [(1.0,)], device, graph=graph) for graph in (False, True)
+            harness.prepare_round(x.add_, [(1.0,)], device, graph=graph) for graph in (False, True)
         )
         assert recorded.calls * recorded.time(device) > 1e-3
         assert recorded.time(device) < launched.time(device)
@@ -330,5 +330,5 @@ def test_a_recorded_round_leaves_out_the_launches():
 def test_peak_memory_counts_what_one_call_allocates():
     device = torch.device("cuda", torch.cuda.current_device())
     held = torch.zeros(1 << 20, device=device)
-    peak = _harness.peak_memory_bytes(lambda: held + 1, device)
+    peak = harness.peak_memory_bytes(lambda: held + 1, device)
     assert peak == held.numel() * 4

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lion_fast.errors import UserError
-from lion_fast.training.checkpoint import NAME, PREVIOUS, load_checkpoint, save_checkpoint
+from lion_fast.training.folder.checkpoint import NAME, PREVIOUS, load_checkpoint, save_checkpoint
 
 
 def state(step):

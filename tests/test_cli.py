@@ -19,7 +19,7 @@ from lion_fast import UserError, cli, load_image_set, load_run, predict
 from lion_fast.cli import main
 from lion_fast.config import TrainConfig
 from lion_fast.data.batches import normalised
-from lion_fast.training.checkpoint import NAME, load_checkpoint
+from lion_fast.training.folder.checkpoint import NAME, load_checkpoint
 
 TINY = ["--growth-rate", "4", "--block-layers", "1", "--batch-size", "32", "--device", "cpu"]
 

@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from lion_fast.training.clock import TrainingClock
+from lion_fast.training.step.clock import TrainingClock
 
 
 def test_the_clock_counts_while_it_runs_and_not_while_it_is_paused(monkeypatch):

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lion_fast.training.console import Live, Plain, Progress, ending, figures, make_console
+from lion_fast.training.screen.console import Live, Plain, Progress, ending, figures, make_console
 
 PROGRESS = Progress(
     step=50,

@@ -9,7 +9,7 @@ from run_results import table
 
 from lion_fast.config import TrainConfig
 from lion_fast.training import loop, train
-from lion_fast.training.engine import StepEngine
+from lion_fast.training.step.engine import StepEngine
 
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lion_fast.training import environment
+from lion_fast.training.machine import environment
 
 
 @pytest.mark.parametrize("told", [None, "0123abc"])

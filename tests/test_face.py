@@ -81,6 +81,17 @@ def test_the_stub_and_the_lazy_table_name_the_same_things():
     assert imports(FACE.with_suffix(".pyi")) == lazy
 
 
+def test_the_lazy_table_of_training_is_what_a_type_checker_reads():
+    (block,) = (
+        node
+        for node in ast.parse((FACE.parent / "training/__init__.py").read_text("utf-8")).body
+        if isinstance(node, ast.If)
+    )
+    read = {alias.name: node.module for node in block.body for alias in node.names}
+    lazy = {name: f"lion_fast.training.{of}" for name, of in lion_fast.training._MODULE_OF.items()}
+    assert read == lazy and sorted(lazy) == lion_fast.training.__all__
+
+
 def test_every_folder_and_module_of_the_package_is_reachable_as_an_attribute():
     present = {path.stem for path in FACE.parent.iterdir() if path.suffix in ("", ".py")}
     present = {name for name in present if not name.startswith("__")}
@@ -89,12 +100,12 @@ def test_every_folder_and_module_of_the_package_is_reachable_as_an_attribute():
 
 def test_every_public_name_and_module_loads_in_every_order():
     codes = [
-        "from lion_fast.training.console import make_console; from lion_fast import train",
-        "from lion_fast import train; from lion_fast.training.console import make_console",
+        "from lion_fast.training.screen.console import make_console; from lion_fast import train",
+        "from lion_fast import train; from lion_fast.training.screen.console import make_console",
         "import lion_fast.training.loop; import lion_fast; train = lion_fast.train",
         "from lion_fast import Summary, evaluate, train; assert callable(evaluate)",
         "from lion_fast import *",
-        "import lion_fast; lion_fast.training.loop; train = lion_fast.train",
+        "import lion_fast; train = lion_fast.training.train",
     ]
     code = f"CODES = {codes!r}\n{ORDERS}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -7,30 +7,31 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from types import SimpleNamespace
 
-import gpu_suite
 import torch
 
-BENCH = Path(gpu_suite.__file__).parent
+from gpu import suite
+
+BENCH = Path(suite.__file__).parents[1]
 
 
 def test_the_gpu_suite_says_in_one_line_that_it_needs_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert gpu_suite.main(["--stage", "tests"]) == 2
+    assert suite.main(["--stage", "tests"]) == 2
     (line,) = capsys.readouterr().out.splitlines()
     assert "no CUDA GPU" in line
 
 
 def test_result_names_state_gpu_date_commit_and_stage():
-    name = gpu_suite.result_name("NVIDIA H100 80GB HBM3", "0123456789abcdef", "kernels")
+    name = suite.result_name("NVIDIA H100 80GB HBM3", "0123456789abcdef", "kernels")
     gpu, date, commit, stage = name.removesuffix(".json").split("_")
     assert (gpu, commit, stage) == ("h100-80gb-hbm3", "0123456789ab", "kernels")
     assert len(date) == len("2026-11-21")
 
 
 def test_a_checkout_that_is_not_installed_can_be_imported_through_links(tmp_path):
-    gpu_suite.make_importable(tmp_path)
+    suite.make_importable(tmp_path)
     spec = PathFinder.find_spec("lion_fast.kernels", [str(tmp_path / "lion_fast")])
-    assert Path(spec.origin).resolve() == gpu_suite.ROOT / "kernels" / "__init__.py"
+    assert Path(spec.origin).resolve() == suite.ROOT / "kernels" / "__init__.py"
     assert PathFinder.find_spec("lion_fast", [str(tmp_path)]) is not None
 
 
@@ -43,9 +44,9 @@ def test_the_suite_imports_its_own_checkout_where_another_is_installed(tmp_path)
     (other / "errors.py").write_text("")
     (tmp_path / "links").mkdir()
     code = (
-        "import gpu_suite, sys; from pathlib import Path; links = Path(sys.argv[1]);"
-        "assert not gpu_suite.is_installed(); gpu_suite.make_importable(links);"
-        "gpu_suite.import_from(links); import lion_fast; print(lion_fast.UserError.__module__);"
+        "import sys; from gpu import suite; from pathlib import Path; links = Path(sys.argv[1]);"
+        "assert not suite.is_installed(); suite.make_importable(links);"
+        "suite.import_from(links); import lion_fast; print(lion_fast.UserError.__module__);"
         "print(lion_fast.__file__)"
     )
     done = subprocess.run(
@@ -60,13 +61,13 @@ def test_the_suite_imports_its_own_checkout_where_another_is_installed(tmp_path)
 
 def test_relative_paths_mean_the_folder_where_the_suite_was_called(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    args = gpu_suite.parse_arguments(["--out", "out", "--data-dir", "images"])
+    args = suite.parse_arguments(["--out", "out", "--data-dir", "images"])
     assert (args.out, args.data_dir) == (tmp_path / "out", tmp_path / "images")
 
 
 def test_a_rehearsal_writes_apart_from_results_unless_it_is_told_where():
-    assert gpu_suite.parse_arguments([]).out == gpu_suite.ROOT / "bench" / "results"
-    assert gpu_suite.parse_arguments(["--rehearse"]).out == gpu_suite.ROOT / "rehearsal"
+    assert suite.parse_arguments([]).out == suite.ROOT / "bench" / "results"
+    assert suite.parse_arguments(["--rehearse"]).out == suite.ROOT / "rehearsal"
 
 
 def test_a_stage_out_of_time_is_interrupted_so_that_it_can_write_its_results(tmp_path):
@@ -76,7 +77,7 @@ def test_a_stage_out_of_time_is_interrupted_so_that_it_can_write_its_results(tmp
         "try: time.sleep(60)\n"
         "except KeyboardInterrupt: pathlib.Path(sys.argv[1]).write_text('kept')"
     )
-    assert gpu_suite.run_stage([sys.executable, "-c", program, str(kept)], {}, seconds=2) is None
+    assert suite.run_stage([sys.executable, "-c", program, str(kept)], {}, seconds=2) is None
     assert kept.read_text() == "kept"
 
 
@@ -89,11 +90,11 @@ INFO = {"gpu": "NVIDIA Test", "torch": "0", "commit": None}
 
 
 def test_the_stages_are_what_the_benchmark_files_say():
-    files = [file for stage in gpu_suite.STAGES.values() for file in stage.files]
+    files = [file for stage in suite.STAGES.values() for file in stage.files]
     assert sorted(files) == sorted(
         ["tests", *(f"bench/{p.name}" for p in BENCH.glob("bench_*.py"))]
     )
-    assert gpu_suite.STAGES["target"].needs_data and not gpu_suite.STAGES["step"].needs_data
+    assert suite.STAGES["target"].needs_data and not suite.STAGES["step"].needs_data
 
 
 def test_tests_and_benchmarks_run_in_one_call():
@@ -105,7 +106,7 @@ def test_tests_and_benchmarks_run_in_one_call():
 
 
 def test_convergence_stages_want_real_images_and_speed_stages_say_they_had_none(tmp_path, capsys):
-    assert gpu_suite.run_stages(suite_arguments(tmp_path, "target"), tmp_path, INFO) == 1
+    assert suite.run_stages(suite_arguments(tmp_path, "target"), tmp_path, INFO) == 1
     printed = capsys.readouterr().out
     assert "needs the real images of --data-dir" in printed and "synthetic" in printed
 
@@ -117,19 +118,19 @@ def test_the_tests_stage_reports_what_failed(tmp_path):
         '<testcase classname="tests.a" name="good"/><testcase classname="tests.a" name="bad">'
         "<failure/></testcase></testsuite></testsuites>"
     )
-    counts = gpu_suite.count_tests(junit)
+    counts = suite.count_tests(junit)
     assert counts["failed"] == ["tests.a::bad"] and counts["seconds"] == 2.5
-    assert gpu_suite.table({"tests": counts})[0].startswith("  3 tests, 1 failures")
+    assert suite.table({"tests": counts})[0].startswith("  3 tests, 1 failures")
 
 
 def test_the_study_stage_goes_on_with_one_store_and_writes_beside_the_other_results(
     tmp_path, monkeypatch
 ):
     calls = []
-    monkeypatch.setattr(gpu_suite, "run_stage", lambda *call: calls.append(call) or 0)
+    monkeypatch.setattr(suite, "run_stage", lambda *call: calls.append(call) or 0)
     args = suite_arguments(tmp_path, "study")
     args.data_dir, args.commit = Path("images"), "abc"
-    assert gpu_suite.run_stages(args, tmp_path, INFO) == 0
+    assert suite.run_stages(args, tmp_path, INFO) == 0
     words = [" ".join(command) for command, *_ in calls]
     assert [word.split("lion_fast.cli ")[1].split(" --")[0] for word in words] == [
         "study table1",
@@ -137,15 +138,15 @@ def test_the_study_stage_goes_on_with_one_store_and_writes_beside_the_other_resu
         "report table1",
     ]
     assert "--device=cuda --data-dir=images" in words[0]
-    assert all(str(gpu_suite.ROOT / "studies") in word for word in words)
+    assert all(str(suite.ROOT / "studies") in word for word in words)
     assert all(str(tmp_path / "studies" / "table1") in word for word in words[1:])
     assert {env["LION_FAST_COMMIT"] for _, env, _ in calls} == {"abc"}
-    assert sum(seconds for *_, seconds in calls) <= gpu_suite.STAGE_SECONDS
+    assert sum(seconds for *_, seconds in calls) <= suite.STAGE_SECONDS
 
 
 def test_a_study_stage_whose_run_fails_or_is_cut_short_says_so(tmp_path, monkeypatch):
     args = suite_arguments(tmp_path, "study")
     for codes, outcome in (([1, 0, 0], 1), ([None, 0, 0], None), ([0, 0, 2], 1), ([0, 0, 0], 0)):
         left = iter(codes)
-        monkeypatch.setattr(gpu_suite, "run_stage", lambda *_, left=left: next(left))
-        assert gpu_suite.run_study("table1", args, {}) == outcome
+        monkeypatch.setattr(suite, "run_stage", lambda *_, left=left: next(left))
+        assert suite.run_study("table1", args, {}) == outcome

@@ -11,7 +11,7 @@ from lion_fast.cli import main
 from lion_fast.errors import UserError
 from lion_fast.init import gradinit_, he_
 from lion_fast.models import densenet_ds, resnet_ds
-from lion_fast.training.losses import LossOptions
+from lion_fast.training.step.losses import LossOptions
 
 MODELS = {
     "densenet": lambda: densenet_ds(growth_rate=4, block_layers=1),

@@ -4,7 +4,6 @@ torch.compile."""
 import numpy as np
 import pytest
 import torch
-from _harness import side_stream
 from gpu_waits import waits_refused
 from heads_inputs import DEVICE, THREE_HEADS, make_inputs, outputs_and_gradients
 from torch import nn
@@ -13,6 +12,7 @@ from triton.runtime import interpreter
 
 from lion_fast.kernels import deep_supervision_loss
 from lion_fast.kernels.heads.launch import empty_forward, forward_launches
+from support.harness import side_stream
 
 interpreted = pytest.mark.skipif(
     DEVICE.type == "cuda", reason="watches Triton's interpreter, which a machine with a GPU skips"

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from lion_fast.kernels import HeadLosses
-from lion_fast.training.history import History, NonFiniteLoss, row_width, write_row
+from lion_fast.training.step.history import History, NonFiniteLoss, row_width, write_row
 
 
 def history(window=3, target=0.5, batch_size=4):

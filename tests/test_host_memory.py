@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from lion_fast.training.host_memory import keep_freed_memory
+from lion_fast.training.machine.host_memory import keep_freed_memory
 
 kept = keep_freed_memory()
 SIZE = 64 * 2**20

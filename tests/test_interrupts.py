@@ -8,10 +8,10 @@ from run_results import results, table
 
 from lion_fast.config import TrainConfig
 from lion_fast.training import loop, train
-from lion_fast.training.checkpoint import load_checkpoint
-from lion_fast.training.console import Silent
-from lion_fast.training.engine import StepEngine
-from lion_fast.training.guards import Interrupted, StopSignals
+from lion_fast.training.folder.checkpoint import load_checkpoint
+from lion_fast.training.machine.guards import Interrupted, StopSignals
+from lion_fast.training.screen.console import Silent
+from lion_fast.training.step.engine import StepEngine
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import kill_runs
 import pytest
 
-HERE = Path(__file__).parent
+HERE = Path(kill_runs.__file__).parent
 
 
 @pytest.mark.slow

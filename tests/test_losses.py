@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from lion_fast.config import TrainConfig
 from lion_fast.models import densenet_ds
-from lion_fast.training.losses import LossOptions
+from lion_fast.training.step.losses import LossOptions
 
 
 def batch(num=6, num_classes=4):

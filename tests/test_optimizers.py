@@ -13,9 +13,14 @@ from lion_fast.errors import UserError
 from lion_fast.kernels import muon_update_ref_
 from lion_fast.models import build_model
 from lion_fast.training import train
-from lion_fast.training.optimizers import MuonAdamW, build_optimizer, rate_factor, split_for_muon
-from lion_fast.training.own import Own
-from lion_fast.training.resolve import resolve
+from lion_fast.training.machine.resolve import resolve
+from lion_fast.training.step.optimizers import (
+    MuonAdamW,
+    build_optimizer,
+    rate_factor,
+    split_for_muon,
+)
+from lion_fast.training.step.own import Own
 
 MUON = TrainConfig(
     optimizer="muon", lr=0.01, muon_weight_decay=0.1, growth_rate=2, block_layers=1, batch_size=16,

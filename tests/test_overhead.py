@@ -12,7 +12,6 @@ from unittest import mock
 import pytest
 import torch
 import torch._inductor.config as inductor_config
-from _training import Training, new_step
 from bench_overhead import FirstSteps, allocation_sizes
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.utils import run_and_get_code
@@ -23,7 +22,8 @@ from torch.utils._pytree import tree_map_only
 from lion_fast.config import TrainConfig
 from lion_fast.data.batches import Batch
 from lion_fast.data.open import load_image_set
-from lion_fast.training.resolve import _has_cpp_compiler
+from lion_fast.training.machine.resolve import _has_cpp_compiler
+from support.training import Training, new_step
 
 ARCHITECTURES = ("densenet_ds", "resnet_ds")
 needs_gpu = pytest.mark.skipif(

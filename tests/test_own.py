@@ -16,10 +16,10 @@ from lion_fast.data.images import ImageSet
 from lion_fast.errors import UserError
 from lion_fast.models import DeeplySupervised
 from lion_fast.training import train
-from lion_fast.training.checkpoint import load_checkpoint
-from lion_fast.training.own import Own
-from lion_fast.training.resolve import resolve
-from lion_fast.training.step import TrainStep
+from lion_fast.training.folder.checkpoint import load_checkpoint
+from lion_fast.training.machine.resolve import resolve
+from lion_fast.training.step.own import Own
+from lion_fast.training.step.step import TrainStep
 
 
 class Plain(DeeplySupervised):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lion_fast.training.packing import mps_status
+from lion_fast.training.machine.packing import mps_status
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lion_fast.config import TrainConfig
-from lion_fast.training.resolve import resolve
-from lion_fast.training.step import float32_precision
+from lion_fast.training.machine.resolve import resolve
+from lion_fast.training.step.step import float32_precision
 
 
 def settings():

@@ -2,7 +2,7 @@
 
 import csv
 
-import recipe_search
+from searches import recipe_search
 
 
 def test_every_point_is_another_run_and_none_uses_a_seed_of_the_comparison():

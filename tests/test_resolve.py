@@ -6,9 +6,9 @@ import torch
 
 from lion_fast.config import PRESETS, TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.training import resolve as resolve_module
-from lion_fast.training.doctor import doctor
-from lion_fast.training.resolve import resolve
+from lion_fast.training.machine import resolve as resolve_module
+from lion_fast.training.machine.doctor import doctor
+from lion_fast.training.machine.resolve import resolve
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.study.studies import find_study
 from lion_fast.training import StepCache, loop, setup_key, train
-from lion_fast.training.checkpoint import load_checkpoint
+from lion_fast.training.folder.checkpoint import load_checkpoint
 
 
 @pytest.fixture
@@ -192,8 +192,8 @@ def test_a_study_of_the_paper_needs_few_set_ups():
 
 
 def test_what_a_graph_holds_is_part_of_its_key(config, monkeypatch):
-    from lion_fast.training import reuse
-    from lion_fast.training.resolve import resolve
+    from lion_fast.training.machine.resolve import resolve
+    from lion_fast.training.step import reuse
 
     for engine, differs in (("eager", False), ("graph", True)):
         resolved = replace(resolve(config), engine=engine)

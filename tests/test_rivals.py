@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from _rivals import HandLoop, PlainScript
-from _training import Training, new_step
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.open import load_image_set
+from support.rivals import HandLoop, PlainScript
+from support.training import Training, new_step
 
 NUM_STEPS = 4
 

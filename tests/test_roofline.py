@@ -1,12 +1,12 @@
 """The roofline counts what a step must do: checked against arithmetic by hand."""
 
 import pytest
-import roofline
 import torch
 from torch import nn
 
+from gpu import roofline
 from lion_fast.config import TrainConfig
-from lion_fast.training.resolve import resolve
+from lion_fast.training.machine.resolve import resolve
 
 BATCH = 2
 

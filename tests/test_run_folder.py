@@ -17,11 +17,12 @@ from test_interrupts import Listener
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.training import evaluate, resolve, train
-from lion_fast.training.checkpoint import NAME, load_checkpoint
-from lion_fast.training.files import LOCK
-from lion_fast.training.resume import check_config
-from lion_fast.training.rundir import RunFolder
+from lion_fast.training import evaluate, train
+from lion_fast.training.folder.checkpoint import NAME, load_checkpoint
+from lion_fast.training.folder.files import LOCK
+from lion_fast.training.folder.resume import check_config
+from lion_fast.training.folder.run_folder import RunFolder
+from lion_fast.training.machine import resolve
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-from _catalogue import read_catalogue
 from stand_in import TESTS, needs_stand_in, noting_environment
 
 from report.page import report_benchmarks
+from support.catalogue import read_catalogue
 
 ROOT = TESTS.parent
 COMMIT = "0123456789abcdef"
@@ -67,7 +67,7 @@ def rehearse(checkout, images, tmp_path, kernel_cache):
         options = f"--tb=native --assert=plain -k '{LEFT_OUT.get(stage, '')}'"
         env = noting_environment("H100", kernel_cache) | {"COLUMNS": "500"}
         env["PYTEST_ADDOPTS"] = options
-        command = [sys.executable, str(checkout / "bench" / "gpu_suite.py"), "--rehearse"]
+        command = [sys.executable, str(checkout / "bench" / "gpu" / "suite.py"), "--rehearse"]
         command += ["--stage", stage, "--out", "out", "--commit", COMMIT, "--data-dir", str(images)]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert f", commit {COMMIT}" in done.stdout, done.stderr

@@ -35,6 +35,9 @@ LAYERS = {
     },
     "__main__": {"cli"},
 }
+# The rooms of training/, from the front down: each uses itself and those after it.
+ROOMS = ("screen", "folder", "measure", "step", "ranks", "machine")
+FRONT = {"__init__", "loop", "outcome", "run", "saved"}
 SOURCES = sorted((ROOT / "lion_fast").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
@@ -65,6 +68,34 @@ def test_imports_inside_the_package_go_one_way(path):
             continue
         target = module.split(".")[1]
         assert target in LAYERS[layer] | {layer, "kernels"}, f"{name(path)} imports {module}"
+
+
+def room(path):
+    """Room of training/ that a source file lies in; None for the front and all else."""
+    parts = path.relative_to(ROOT / "lion_fast").parts
+    return parts[1] if parts[0] == "training" and len(parts) > 2 else None
+
+
+@pytest.mark.parametrize("path", list(filter(room, SOURCES)), ids=name)
+def test_a_room_of_training_uses_only_rooms_below_it(path):
+    below = ROOMS[ROOMS.index(room(path)) :]
+    for module in imported(path):
+        if module.startswith("lion_fast.training"):
+            target = module.split(".")[2]
+            assert target in below, f"{name(path)} imports {module}"
+
+
+def test_training_holds_its_front_and_its_rooms_alone():
+    folder = ROOT / "lion_fast" / "training"
+    assert {path.stem for path in folder.glob("*.py*")} == FRONT
+    rooms = {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert rooms == set(ROOMS)
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_a_room_says_in_one_line_what_belongs_there(folder):
+    source = (ROOT / "lion_fast" / "training" / folder / "__init__.py").read_text(encoding="utf-8")
+    assert len((ast.get_docstring(ast.parse(source)) or "").splitlines()) == 1
 
 
 def test_no_modules_of_data_import_each_other_in_a_circle():

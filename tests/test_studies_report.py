@@ -1,11 +1,11 @@
 """The page of committed studies: read back from exports, with the flags that made them."""
 
 import pytest
-from studies_report import RESULTS, as_run, exported, read_exports
 from study_runs import fill, metrics
 
 from lion_fast.study.export import export_csv
 from lion_fast.study.studies import STUDIES
+from report.studies import RESULTS, as_run, exported, read_exports
 
 
 def exports(tmp_path, name, **flags):

@@ -25,7 +25,7 @@ from lion_fast.study.runner import run_study
 from lion_fast.study.status import status_lines
 from lion_fast.study.store import Store
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(ray_runs.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def address(scratch):
     pytest.importorskip("ray", reason="needs Ray: pip install 'lion-fast[ray]'")
     with subprocess.Popen(
         [sys.executable, "ray_runs.py"],
-        cwd=TESTS,
+        cwd=SUPPORT,
         # Ray's own sockets need a short path.
         env=os.environ
         | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "/tmp", "TMPDIR": str(scratch)},
@@ -59,7 +59,7 @@ def start(study, folder, address, trainer, options=""):
     call = f"ray_runs.run(ray_runs.{study}, {str(folder)!r}, {address!r}, ray_runs.{trainer}"
     return subprocess.Popen(
         [sys.executable, "-c", f"import ray_runs; {call}, {options})"],
-        cwd=TESTS,
+        cwd=SUPPORT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -11,8 +11,8 @@ from run_results import results, table
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.training import evaluate, train
-from lion_fast.training.console import Silent
-from lion_fast.training.step import TrainStep
+from lion_fast.training.screen.console import Silent
+from lion_fast.training.step.step import TrainStep
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lion_fast.config import TrainConfig
 from lion_fast.data.batches import Batch
 from lion_fast.models import densenet_ds, resnet_ds
-from lion_fast.training.resolve import resolve
-from lion_fast.training.step import TrainStep
+from lion_fast.training.machine.resolve import resolve
+from lion_fast.training.step.step import TrainStep
 
 NETWORKS = {
     "densenet_ds": lambda: densenet_ds(2, growth_rate=2, block_layers=1),

@@ -16,10 +16,10 @@ from lion_fast import cli
 from lion_fast.errors import SaidElsewhere, UserError
 from lion_fast.study.runner import run_study
 from lion_fast.study.studies import find_study
-from lion_fast.training.checkpoint import load_checkpoint
-from lion_fast.training.ranks import ranks_here
+from lion_fast.training.folder.checkpoint import load_checkpoint
+from lion_fast.training.ranks.torchrun import ranks_here
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).parent / "support"
 BAD_INPUT = {
     "odd_batch": "batch_size is 33, which 2 processes cannot share equally",
     "odd_shards": "virtual_shards is 3, which 2 processes cannot share equally",
@@ -51,7 +51,7 @@ def finish(processes, seconds=180):
 def run(folder, stripes, size, *scenarios, **env):
     """Run scenarios of world_runs.py on `size` processes; return what each rank reports."""
     folder.mkdir()
-    command = [sys.executable, TESTS / "world_runs.py", folder, stripes, *scenarios]
+    command = [sys.executable, SUPPORT / "world_runs.py", folder, stripes, *scenarios]
     ended = finish(
         [
             subprocess.Popen(
@@ -221,7 +221,7 @@ def test_a_rank_that_dies_ends_the_others_with_one_line(tmp_path, stripes):
     """Started without torchrun, which would end them itself."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     dies = (
-        "import os, sys; from lion_fast.training import step; call = step.TrainStep.__call__\n"
+        "import os, sys; from lion_fast.training.step import step; call = step.TrainStep.__call__\n"
         "def dying(self, batch, row):\n"
         "    call(self, batch, row)\n"
         "    if self.steps_done == 5: os._exit(7)\n"
@@ -273,7 +273,7 @@ def test_torchrun_restarts_a_killed_run_which_goes_on_by_itself(tmp_path, stripe
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, signal, sys\n"
-        "from lion_fast.training import step\n"
+        "from lion_fast.training.step import step\n"
         "call = step.TrainStep.__call__\n"
         "def dying(self, batch, row):\n"
         "    call(self, batch, row)\n"

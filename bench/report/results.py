@@ -1,7 +1,7 @@
 """Read the JSON files that the benchmarks wrote, and put together what one machine measured.
 
 Two kinds of file are known: pytest-benchmark's, with the `extra_info` and `machine_info` of
-bench/conftest.py, and the counts of the test stage of bench/gpu_suite.py.
+bench/conftest.py, and the counts of the test stage of bench/gpu/suite.py.
 """
 
 import json
@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from _catalogue import read_catalogue
-
 from lion_fast.errors import UserError
+from support.catalogue import read_catalogue
 
 CATALOGUE = read_catalogue()
 

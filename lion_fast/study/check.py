@@ -29,7 +29,7 @@ def obstacle_lines(study: Study) -> list[str]:
 
 def setup_line(cells: Iterable[Cell]) -> str:
     """Return how often the steps of `cells` are set up by one worker; the rest is reused."""
-    from lion_fast.training.reuse import setup_key
+    from lion_fast.training.step.reuse import setup_key
 
     keys = []
     for cell in cells:
@@ -42,7 +42,7 @@ def _obstacles(config: TrainConfig) -> Iterator[str]:
     import torch
 
     from lion_fast.models import build_model
-    from lion_fast.training.resolve import resolve
+    from lion_fast.training.machine.resolve import resolve
 
     try:
         resolve(config)

@@ -18,8 +18,8 @@ from lion_fast.study.saying import say as say_aloud
 from lion_fast.study.status import cell_states, steps_done, time_left
 from lion_fast.study.stopping import signal_of, stop_signals
 from lion_fast.study.store import Store
-from lion_fast.training.console import clock
-from lion_fast.training.ranks import ranks_here
+from lion_fast.training.ranks.torchrun import ranks_here
+from lion_fast.training.screen.console import clock
 
 PROGRESS_SECONDS = 60.0
 """Silence after which the steps of the runs in flight are said."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lion_fast.study.grid import Cell, Study
 from lion_fast.study.store import Store, StoredCell
-from lion_fast.training.console import clock
+from lion_fast.training.screen.console import clock
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -24,8 +24,8 @@ _PROBED = {"init": "lion_dg", "gradient_ratio_every": 1}
 _SAMPLED = {"batch_size": 128, "train_fraction": 1.0, "max_steps": 100}
 _ALL_IMAGES = {"batch_size": 120, "train_fraction": 0.0024, "max_steps": 200}
 
-# What a CPU can afford of ResNet-DS and of CIFAR-100. `bench/calibrate_targets.py` chose each
-# target before any run of these studies.
+# What a CPU can afford of ResNet-DS and of CIFAR-100. `bench/searches/calibrate_targets.py`
+# chose each target before any run of these studies.
 _REDUCED = replace(
     _PAPER,
     arch="resnet_ds",

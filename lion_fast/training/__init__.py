@@ -1,19 +1,22 @@
-"""The trainer: step, engines, clock, record, checkpoints, and the loop that joins them.
+"""The trainer: the front (loop, run, saved, outcome) and rooms, each using only those below it.
 
-Names load on first use, so that a console can say that torch is being loaded.
+screen: what a run says. folder: what it leaves on disk. measure: validation and probes. step: a
+step and what executes it. ranks: several processes. machine: what `auto` means here.
+
+Names load on first use (PEP 562), so that a console can say that torch is being loaded; a test
+holds the table and what a type checker reads together.
 """
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lion_fast.training.guards import Interrupted
+    from lion_fast.training.folder.summary import Summary
     from lion_fast.training.loop import train
-    from lion_fast.training.reuse import StepCache, setup_key
+    from lion_fast.training.machine.guards import Interrupted
+    from lion_fast.training.measure.validate import Validation
     from lion_fast.training.saved import LoadedRun, Prediction, evaluate, load_run, predict
-    from lion_fast.training.summary import Summary
-    from lion_fast.training.validate import Validation
+    from lion_fast.training.step.reuse import StepCache, setup_key
 
 __all__ = [
     "Interrupted",
@@ -30,20 +33,19 @@ __all__ = [
 ]
 
 _HOME = {
-    "Interrupted": "guards",
-    "train": "loop",
-    "StepCache": "reuse",
-    "setup_key": "reuse",
-    "Summary": "summary",
-    "Validation": "validate",
+    "folder.summary": ("Summary",),
+    "loop": ("train",),
+    "machine.guards": ("Interrupted",),
+    "measure.validate": ("Validation",),
+    "saved": ("LoadedRun", "Prediction", "evaluate", "load_run", "predict"),
+    "step.reuse": ("StepCache", "setup_key"),
 }
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        module = import_module(f"{__name__}.{_HOME.get(name, 'saved')}")
-        globals()[name] = getattr(module, name)
-        return globals()[name]
-    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value

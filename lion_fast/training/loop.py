@@ -15,29 +15,29 @@ from lion_fast.config import TrainConfig
 from lion_fast.data.batches import Loader, planned_batch
 from lion_fast.data.dataset import DataSet
 from lion_fast.models import DeeplySupervised
-from lion_fast.training.clock import TrainingClock
-from lion_fast.training.console import Console, Silent, ending
-from lion_fast.training.engine import Engine, make_engine
-from lion_fast.training.files import DiskError
-from lion_fast.training.guards import Interrupted, StopSignals, memory_advice
-from lion_fast.training.history import row_width
-from lion_fast.training.host_memory import keep_freed_memory
+from lion_fast.training.folder.files import DiskError
+from lion_fast.training.folder.resume import in_its_precision
+from lion_fast.training.folder.summary import Summary
+from lion_fast.training.machine.guards import Interrupted, StopSignals, memory_advice
+from lion_fast.training.machine.host_memory import keep_freed_memory
+from lion_fast.training.machine.paths import anchored
+from lion_fast.training.machine.resolve import remarks, resolve
+from lion_fast.training.measure.probe import probe_gradients
+from lion_fast.training.measure.validate import Validation, validate
 from lion_fast.training.outcome import summarize
-from lion_fast.training.own import MakeModel, MakeOptimizer, Own, Schedule
-from lion_fast.training.probe import probe_gradients
-from lion_fast.training.progress import Reporter, Steady, farewell
-from lion_fast.training.ranks import ranks_here
-from lion_fast.training.resolve import resolve
-from lion_fast.training.restart import unmark_run
-from lion_fast.training.resume import in_its_precision
-from lion_fast.training.reuse import StepCache
+from lion_fast.training.ranks.restart import unmark_run
+from lion_fast.training.ranks.shared_norm import unshared
+from lion_fast.training.ranks.torchrun import ranks_here
+from lion_fast.training.ranks.world import joined
 from lion_fast.training.run import Run, opened
-from lion_fast.training.rundir import anchored
-from lion_fast.training.shared_norm import unshared
-from lion_fast.training.step import float32_precision, made_current
-from lion_fast.training.summary import Summary
-from lion_fast.training.validate import Validation, validate
-from lion_fast.training.world import joined
+from lion_fast.training.screen.console import Console, Silent, ending
+from lion_fast.training.screen.progress import Reporter, Steady, farewell
+from lion_fast.training.step.clock import TrainingClock
+from lion_fast.training.step.engine import Engine, make_engine
+from lion_fast.training.step.history import row_width
+from lion_fast.training.step.own import MakeModel, MakeOptimizer, Own, Schedule
+from lion_fast.training.step.reuse import StepCache
+from lion_fast.training.step.step import float32_precision, made_current
 
 
 def train(
@@ -87,7 +87,7 @@ def train(
             float32_precision(resolved),
             opened(config, resolved, own, resume, screen, reuse, world) as run,
         ):
-            screen.say([run.images.describe()])
+            screen.say([run.images.describe(), *remarks(config, run.resolved)])
             if world.size > 1:
                 screen.say([f"{world.size} processes share every batch of {config.batch_size}"])
             try:

@@ -1,14 +1,14 @@
 """From a run that has ended to its Summary."""
 
 from lion_fast.data.batches import Loader
-from lion_fast.training.environment import (
+from lion_fast.training.folder.summary import Summary
+from lion_fast.training.machine.environment import (
     environment,
     peak_memory_mib,
     seconds_since_process_start,
 )
+from lion_fast.training.measure.validate import Validation
 from lion_fast.training.run import Run
-from lion_fast.training.summary import Summary
-from lion_fast.training.validate import Validation
 
 
 def summarize(

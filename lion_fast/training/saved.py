@@ -18,13 +18,13 @@ from lion_fast.data.facts import DataFacts
 from lion_fast.data.open import load_image_set, open_data, open_test_data
 from lion_fast.errors import UserError
 from lion_fast.models import DeeplySupervised, build_model
-from lion_fast.training.checkpoint import load_checkpoint
-from lion_fast.training.console import Console, Silent
-from lion_fast.training.host_memory import keep_freed_memory
-from lion_fast.training.resolve import Resolved, precision_refusal, resolve
-from lion_fast.training.rundir import RunFolder
-from lion_fast.training.step import float32_precision, made_current
-from lion_fast.training.validate import Validation, validate
+from lion_fast.training.folder.checkpoint import load_checkpoint
+from lion_fast.training.folder.run_folder import RunFolder
+from lion_fast.training.machine.host_memory import keep_freed_memory
+from lion_fast.training.machine.resolve import Resolved, precision_refusal, resolve
+from lion_fast.training.measure.validate import Validation, validate
+from lion_fast.training.screen.console import Console, Silent
+from lion_fast.training.step.step import float32_precision, made_current
 
 _BATCH_SIZE = 64
 

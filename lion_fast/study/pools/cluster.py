@@ -237,7 +237,7 @@ class RayPool:
             self._start_run(slot)
 
     def _start_run(self, slot: RaySlot) -> None:
-        from lion_fast.training.rundir import anchored
+        from lion_fast.training.machine.paths import anchored
 
         assert slot.config is not None
         slot.config = anchored(slot.config)

@@ -23,7 +23,7 @@ from lion_fast.study.store import Table
 
 if TYPE_CHECKING:
     from lion_fast.training import Summary
-    from lion_fast.training.reuse import StepCache
+    from lion_fast.training.step.reuse import StepCache
 
 
 def train_cell(config: TrainConfig, resume: Path | None, jobs: int) -> "Summary":
@@ -45,7 +45,7 @@ def train_cell(config: TrainConfig, resume: Path | None, jobs: int) -> "Summary"
 
 @cache
 def _step_cache() -> "StepCache":
-    from lion_fast.training.reuse import StepCache
+    from lion_fast.training.step.reuse import StepCache
 
     return StepCache(_SHAPES_KEPT)
 

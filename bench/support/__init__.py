@@ -1,0 +1,1 @@
+"""What the benchmark files share: timing, rivals, traffic, processes; no benchmark of its own."""

@@ -1,0 +1,1 @@
+"""What is measured beside the steps: validation and probes, which leave the run as it was."""

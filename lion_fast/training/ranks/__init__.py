@@ -1,0 +1,1 @@
+"""Processes that train one network together: how they meet, what they exchange; no record."""

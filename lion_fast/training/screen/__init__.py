@@ -1,0 +1,1 @@
+"""What a run says while it trains. Nothing here decides, and nothing here is kept."""

@@ -1,0 +1,1 @@
+"""One training step as device work, and what executes it: no file, no word to anyone."""
