@@ -90,8 +90,8 @@ def empty_forward(plan: Plan, images: Tensor, num_halves: int) -> PersistentForw
 @functools.cache
 def tables_on(plan: Plan, channels_last: bool, device: torch.device) -> Tables:
     """Return the network's tables on `device`. A first call copies, which no capture may."""
-    on_host = tables(plan, channels_last)
-    return Tables(*(t.to(device) if isinstance(t, Tensor) else t for t in on_host))
+    halves, num_forward, affine, gradient = tables(plan, channels_last)
+    return Tables(halves.to(device), num_forward, affine.to(device), gradient.to(device))
 
 
 def empty_exchange(plan: Plan, images: Tensor) -> Tensor:

@@ -127,6 +127,7 @@ def _backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
 _persistent_backbone.register_autograd(_backward, setup_context=_setup_context)
 
 
+@torch.compiler.assume_constant_result
 def obstacle_on(device: torch.device, plan: Plan, dtype: torch.dtype) -> str | None:
     """Return why the persistent kernels cannot run this network on `device`, or None."""
     if device.type != "cuda":
@@ -137,7 +138,7 @@ def obstacle_on(device: torch.device, plan: Plan, dtype: torch.dtype) -> str | N
         dtype,
         capability=(gpu.major, gpu.minor),
         processors=gpu.multi_processor_count,
-        shared_bytes=gpu.shared_memory_per_block_optin,
+        shared_bytes=gpu.shared_memory_per_block_optin,  # type: ignore[attr-defined]
     )
     return obstacle or compiler_obstacle()
 

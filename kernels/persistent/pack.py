@@ -43,7 +43,7 @@ class _Indices(NamedTuple):
 
     @classmethod
     def of(cls, plan: Plan, channels_last: bool, starts: Sequence[int]) -> "_Indices":
-        """Number each parameter's elements from its entry of `starts`, which has that many."""
+        """Return indices that count each parameter's elements from its entry of `starts`."""
         shapes = [*plan.conv_shapes, *((c,) for c in plan.norm_channels * 2)]
         found = []
         for shape, start in zip(shapes, starts, strict=True):

@@ -146,7 +146,7 @@ def persistent_obstacle(
     capability, its multiprocessors, and the most shared memory that a program may ask for.
     """
     if capability < (8, 0):
-        return f"compute capability {capability[0]}.{capability[1]}: they need 8.0, for bf16 or ldmatrix"
+        return f"compute capability {capability[0]}.{capability[1]}: they need 8.0"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"maps of {dtype}: they take bfloat16 or float16"
     if plan.height != plan.width or plan.height not in SIDES:
@@ -164,9 +164,7 @@ def persistent_obstacle(
             f"{MAX_CHANNELS}; take fewer layers, a smaller growth rate or a narrower stem"
         )
     if plan.batch > processors:
-        return (
-            f"batch {plan.batch}: a program owns one image, and the GPU runs {processors} at once"
-        )
+        return f"batch {plan.batch}: an image takes a processor, and the GPU has {processors}"
     sizes = PersistentPlan(plan)
     needed = max(sizes.forward_shared, sizes.backward_shared)
     if needed > shared_bytes:

@@ -6,6 +6,7 @@ kernels for it with g++, and `Emulator.run` launches one of them on tensors.
 
 import ctypes
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -97,6 +98,14 @@ class Emulator:
             raise Fault(fault.decode())
 
 
+def _make(command: Sequence[str], target: Path) -> None:
+    """Run a compiler; what it makes is renamed when whole, for other processes want it too."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        unfinished = Path(folder, target.name)
+        subprocess.run([*command, "-o", str(unfinished)], check=True)
+        os.replace(unfinished, target)
+
+
 def _compile(folder: Path, source: Path, options: Sequence[str]) -> Path:
     """Compile a source where its object is not there yet, by what it and all headers say."""
     text = b"".join(
@@ -106,11 +115,8 @@ def _compile(folder: Path, source: Path, options: Sequence[str]) -> Path:
     key = hashlib.sha256(text + " ".join([str(source), *options]).encode()).hexdigest()[:20]
     target = folder / f"{source.stem}-{key}.o"
     if not target.exists():
-        with tempfile.NamedTemporaryFile(dir=folder, suffix=".o") as unfinished:
-            command = ["g++", "-std=c++17", "-O2", "-fPIC", "-fcf-protection=none", "-c", *options]
-            command += [f"-I{FOLDER}", f"-I{SOURCES}", str(source), "-o", unfinished.name]
-            subprocess.run(command, check=True)
-            shutil.copy(unfinished.name, target)
+        command = ["g++", "-std=c++17", "-O2", "-fPIC", "-c", *options]
+        _make([*command, f"-I{FOLDER}", f"-I{SOURCES}", str(source)], target)
     return target
 
 
@@ -130,7 +136,5 @@ def build(
     name = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:20]
     path = folder / f"{source.stem}-{name}.so"
     if not path.exists():
-        subprocess.run(
-            ["g++", "-shared", "-Wl,-Bsymbolic", *map(str, objects), "-o", str(path)], check=True
-        )
+        _make(["g++", "-shared", "-Wl,-Bsymbolic", *map(str, objects)], path)
     return Emulator(path, is_checked)

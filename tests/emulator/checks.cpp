@@ -68,7 +68,8 @@ std::string name_of(const void *address) {
     auto *at = (const unsigned char *)address;
     for (size_t p = 0; p < grid.size(); p++)
         if (at >= grid[p].shared && at < grid[p].shared + launch->shared_bytes)
-            return "byte " + std::to_string(at - grid[p].shared) + " of shared memory";
+            return "byte " + std::to_string(at - grid[p].shared) +
+                   " of shared memory of program " + std::to_string(p);
     for (int i = 0; i < launch->num_buffers; i++) {
         const Buffer &b = launch->buffers[i];
         if (at >= b.begin && at < b.begin + b.bytes)
