@@ -30,7 +30,7 @@ CHECKED = {
     "24x24, three images, padded stem": Setting(3, 24, 20, 8, 2, channels_last=False),
     "growth 16, fp16": Setting(2, 16, 40, 16, 2, torch.float16),
     "one layer, one image, fp16": Setting(1, 16, 8, 8, 1, torch.float16),
-    "seven stem channels, many layers": Setting(2, 16, 7, 8, 9),
+    "twelve layers, an odd stem": Setting(2, 16, 23, 8, 12),
 }
 SETTINGS = {
     "the paper's": PAPER,

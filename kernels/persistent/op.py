@@ -127,20 +127,31 @@ def _backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
 _persistent_backbone.register_autograd(_backward, setup_context=_setup_context)
 
 
-@torch.compiler.assume_constant_result
-def obstacle_on(device: torch.device, plan: Plan, dtype: torch.dtype) -> str | None:
-    """Return why the persistent kernels cannot run this network on `device`, or None."""
+def _gpu_of(device: torch.device) -> dict[str, Any] | None:
+    """Return what `persistent_obstacle` asks of a GPU; None of another device."""
     if device.type != "cuda":
-        return f"they need a CUDA GPU, and the device is {device.type}"
+        return None
     gpu = torch.cuda.get_device_properties(device)
-    obstacle = persistent_obstacle(
-        plan,
-        dtype,
-        capability=(gpu.major, gpu.minor),
-        processors=gpu.multi_processor_count,
-        shared_bytes=gpu.shared_memory_per_block_optin,  # type: ignore[attr-defined]
-    )
-    return obstacle or compiler_obstacle()
+    return {
+        "capability": (gpu.major, gpu.minor),
+        "processors": gpu.multi_processor_count,
+        "shared_bytes": gpu.shared_memory_per_block_optin,  # type: ignore[attr-defined]
+    }
+
+
+# Of a device and sizes that a compiled step does not change: nothing for Dynamo to trace.
+@torch.compiler.assume_constant_result
+def persistent_obstacle_on(
+    device: torch.device, sizes: tuple[int, ...], dtype: torch.dtype
+) -> str | None:
+    """Return why the persistent kernels cannot run a network on `device`, or None.
+
+    sizes: the fields of `Plan`.
+    """
+    gpu = _gpu_of(device)
+    if gpu is None:
+        return f"they need a CUDA GPU, and the device is {device.type}"
+    return persistent_obstacle(Plan(*sizes), dtype, **gpu) or compiler_obstacle()
 
 
 def persistent_backbone(
@@ -157,15 +168,15 @@ def persistent_backbone(
 ) -> list[Tensor]:
     """Compute what `dense_backbone` computes, from the same arguments, by the persistent kernels.
 
-    Raises ValueError where they cannot run, with the reason that `obstacle_on` gives, and on
-    inputs that do not fit each other.
+    Raises ValueError where they cannot run, with `persistent_obstacle_on`'s reason, and on inputs
+    that do not fit each other.
     """
     norms = {
         "gammas": gammas, "betas": betas,
         "running_means": running_means, "running_vars": running_vars,
     }  # fmt: skip
     plan = _check(images, convs, norms, block_layers)
-    if obstacle := obstacle_on(images.device, plan, images.dtype):
+    if obstacle := persistent_obstacle_on(images.device, tuple(plan), images.dtype):
         raise ValueError(f"the persistent backbone cannot run here: {obstacle}")
     _check_kernels(convs, norms)
     images = images.detach().contiguous(memory_format=torch.channels_last)

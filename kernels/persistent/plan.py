@@ -14,7 +14,7 @@ from ..dense.plan import NUM_BLOCKS, Plan
 SIDES = (16, 24, 32)
 GROWTH_RATES = (8, 16)
 MAX_LAYERS = 12
-MAX_CHANNELS = 128
+MAX_CHANNELS = 192
 """channels of a block, padded: what a program's loops are planned for"""
 THREADS = 512
 """of a program of either pass"""

@@ -10,7 +10,7 @@ import emulator
 from lion_fast.kernels.persistent import op
 from lion_fast.kernels.persistent.compile import definitions_of
 from lion_fast.kernels.persistent.launch import PersistentLaunch
-from lion_fast.kernels.persistent.plan import PersistentPlan, persistent_obstacle
+from lion_fast.kernels.persistent.plan import PersistentPlan
 
 H100 = {"capability": (9, 0), "processors": 132, "shared_bytes": 227 * 1024}
 _FOLDER = Path(tempfile.gettempdir()) / f"lion_fast_emulator_{os.getuid()}"
@@ -56,11 +56,6 @@ def run(launch: PersistentLaunch, how: How = How()) -> None:  # noqa: B008
     )
 
 
-def obstacle_on(device, plan, dtype):
-    """Say what is in the way on an H100."""
-    return persistent_obstacle(plan, dtype, **H100)
-
-
 def emulate(monkeypatch, how: How = How()) -> list[str]:  # noqa: B008
     """Let the ops' launches be emulated from here on; return the list of those that were."""
     launched = []
@@ -70,5 +65,5 @@ def emulate(monkeypatch, how: How = How()) -> list[str]:  # noqa: B008
         run(launch, how)
 
     monkeypatch.setattr(PersistentLaunch, "run", emulated)
-    monkeypatch.setattr(op, "obstacle_on", obstacle_on)
+    monkeypatch.setattr(op, "_gpu_of", lambda device: H100)
     return launched
