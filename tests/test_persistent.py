@@ -29,13 +29,11 @@ CHECKED = {
     "16x16": SMALL,
     "24x24, three images, padded stem": Setting(3, 24, 20, 8, 2, channels_last=False),
     "growth 16, fp16": Setting(2, 16, 40, 16, 2, torch.float16),
-    "one layer, one image, fp16": Setting(1, 16, 8, 8, 1, torch.float16),
     "twelve layers, an odd stem": Setting(2, 16, 23, 8, 12),
 }
 SETTINGS = {
     "the paper's": PAPER,
     "the paper's, fp16": PAPER._replace(dtype=torch.float16),
-    "32x32, growth 16": Setting(2, 32, 24, 16, 2),
     **CHECKED,
 }
 ROUNDING = {torch.bfloat16: 2**-9, torch.float16: 2**-12}
@@ -80,10 +78,9 @@ def test_every_gradient_is_exact_but_for_rounding_at_the_maps_that_were_made(set
     assert max(errors) < 8 * ROUNDING[setting.dtype], errors
 
 
-@pytest.mark.parametrize("setting", [PAPER, SETTINGS["the paper's, fp16"]], ids=["bf16", "fp16"])
-def test_gradients_of_a_step_err_as_the_references_do(setting):
-    found, truth = kernels_run(setting, how_of(setting)).grads, exact(setting).grads
-    _, stock = reference(setting)
+def test_gradients_of_a_step_err_as_the_references_do():
+    found, truth = kernels_run(PAPER, How()).grads, exact(PAPER).grads
+    _, stock = reference(PAPER)
     ours = [error(a, b) for a, b in zip(found, truth, strict=True)]
     theirs = [error(a, b) for a, b in zip(stock, truth, strict=True)]
     # Two images: where few ReLUs near zero decide otherwise than fp64's, either may be luckier.

@@ -6,7 +6,7 @@ import emulator
 import pytest
 import torch
 from dense_inputs import arguments, layers_of, norms_of, odd_densenet
-from emulator.backbone import H100, emulate
+from emulator.backbone import H100, How, emulate
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.batches import Batch
@@ -19,6 +19,7 @@ from lion_fast.training.machine.resolve import resolve
 from lion_fast.training.step.step import TrainStep
 
 LAYERS = 2
+CHECKED = How(is_checked=True)
 STEPS, BATCH_SIZE = 3, 2
 
 
@@ -52,7 +53,7 @@ def take(step, dtype=torch.bfloat16):
 
 @emulator.needs_compiler
 def test_three_steps_train_as_the_modules_do(monkeypatch):
-    launched = emulate(monkeypatch)
+    launched = emulate(monkeypatch, CHECKED)
     ours, modules, exact = (
         make_step("persistent"),
         make_step("modules"),
@@ -76,7 +77,7 @@ def test_three_steps_train_as_the_modules_do(monkeypatch):
 
 @emulator.needs_compiler
 def test_gradients_are_views_of_one_tensor_in_the_weights_format(monkeypatch):
-    emulate(monkeypatch)
+    emulate(monkeypatch, CHECKED)
     model = odd_densenet(block_layers=LAYERS).to(memory_format=torch.channels_last)
     images = torch.randn(2, 3, 16, 16).bfloat16()
     pooled = persistent_backbone(images, *arguments(model), **layers_of(model))
@@ -93,7 +94,7 @@ def test_gradients_are_views_of_one_tensor_in_the_weights_format(monkeypatch):
 @emulator.needs_compiler
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_opcheck_passes(monkeypatch):
-    emulate(monkeypatch)
+    emulate(monkeypatch, CHECKED)
     model = odd_densenet(block_layers=LAYERS)
     convs, gammas, betas, _, _ = arguments(model)
     images = torch.randn(2, 3, 16, 16).bfloat16().contiguous(memory_format=torch.channels_last)
@@ -109,7 +110,7 @@ def test_opcheck_passes(monkeypatch):
 
 @emulator.needs_compiler
 def test_compiles_without_a_graph_break(monkeypatch):
-    emulate(monkeypatch)
+    emulate(monkeypatch, CHECKED)
     images = torch.randn(2, 3, 16, 16).bfloat16()
     results = []
     for compiler in (lambda f: f, lambda f: torch.compile(f, fullgraph=True, backend="aot_eager")):

@@ -4,13 +4,14 @@ import re
 
 import emulator
 import pytest
+import torch
 from emulator.backbone import How
 from emulator.runs import Setting, run
 
 pytestmark = emulator.needs_compiler
 
-# Two layers of 16 channels: no barrier is there for a smaller network's sake alone.
-SETTING = Setting(growth_rate=16)
+# Layers of 16 channels, so that every loop is gone through more than once.
+SETTING = Setting(2, 16, 40, 16, 2, torch.float16)
 BARRIERS = [
     (path.name, i)
     for path in sorted(emulator.SOURCES.iterdir())
