@@ -50,7 +50,7 @@ def _check_free(folder: Path, keys: set[str]) -> None:
                 f"{folder} holds {others[0]} already: give another --export, or --force to write"
                 f" {' and '.join(NAMES)} beside it"
             )
-        with open(folder / NAMES[0], newline="", encoding="utf-8") as file:
+        with open(folder / NAMES[0], newline="", encoding="utf-8-sig") as file:
             foreign = {row.get("key") for row in csv.DictReader(file)} - keys
     except FileNotFoundError:
         return
