@@ -22,6 +22,7 @@ from ..dense.op import (
     _dense_running_statistics_,
     _in_format,
     _plan,
+    _setup_context,
 )
 from ..dense.plan import NUM_BLOCKS, Plan
 from .compile import compiler_obstacle
@@ -94,15 +95,6 @@ def _(d_pooled, images, saved, stem_channels, growth_rate, block_layers, eps, ch
     batch, _, height, width = images.shape
     plan = Plan(batch, height, width, stem_channels, growth_rate, block_layers)
     return torch.empty(gradient_size(plan), dtype=torch.float32, device=images.device)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    images, convs, _, _, ctx.block_layers, ctx.eps = inputs
-    ctx.save_for_backward(images, *output)
-    ctx.mark_non_differentiable(*output[NUM_BLOCKS:])
-    ctx.set_materialize_grads(False)  # else zeros of the size of all maps are made
-    ctx.stem_channels, ctx.growth_rate = convs[0].shape[0], convs[1].shape[0]
-    ctx.channels_last = _channels_last(convs)
 
 
 def _backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
