@@ -155,5 +155,7 @@ class ReportArguments:
     """Folder for studies.md, .html, .json and the pictures."""
     whole_paper: bool = False
     """Also list the paper's statements that these studies do not test, and what each would cost."""
+    card: str = "H200"
+    """GPU whose measured steps say so."""
     studies: Path = Path("studies")
     """Folder that holds the studies' folders: --out of lion-fast study."""

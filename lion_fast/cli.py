@@ -208,6 +208,7 @@ def _report(arguments: Sequence[str]) -> int:
         [read_study(find_study(name), parsed.studies) for name in names],
         parsed.out,
         whole_paper=parsed.whole_paper,
+        card=parsed.card,
     )
     say("\n".join(map(str, written)))
     return 0

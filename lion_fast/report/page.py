@@ -18,7 +18,7 @@ from lion_fast.report.comparisons import (
     compare_variants,
     conclusion,
 )
-from lion_fast.report.costs import NOTE, cost_text
+from lion_fast.report.costs import DEFAULT_CARD, cost_note, cost_text
 from lion_fast.report.markdown import ABSENT, table
 from lion_fast.report.plots import draw_study
 from lion_fast.report.results import Run, StudyResults
@@ -49,13 +49,18 @@ _VERSIONS = ("lion-fast", "commit", "python", "torch", "triton", "cuda", "dali")
 
 
 def report_studies(
-    studies: Sequence[StudyResults], out: Path, *, whole_paper: bool = False
+    studies: Sequence[StudyResults],
+    out: Path,
+    *,
+    whole_paper: bool = False,
+    card: str = DEFAULT_CARD,
 ) -> list[Path]:
     """Write `studies.md`, `.html`, `.json` and their pictures to `out`; return what was written.
 
-    whole_paper: also list the statements of the paper that these studies say nothing of.
-    Raises UserError where a study has no finished run, where two have one name and where `out`
-    cannot be written.
+    whole_paper: also list the statements of the paper that these studies say nothing of. card: the
+    GPU whose measured steps say what those would cost. Raises UserError where a study has no
+    finished run, where two have one name, where the card was not measured and where `out` cannot be
+    written.
     """
     names = [results.study.name for results in studies]
     if twice := next((name for name in names if names.count(name) > 1), None):
@@ -64,11 +69,11 @@ def report_studies(
         if not results.runs:
             study = results.study
             raise UserError(f"no run of {study.name} is finished: run `{study.command}` first")
-    judged = judge_all(studies, whole=whole_paper)
+    judged = judge_all(studies, whole=whole_paper, card=card)
     try:
         out.mkdir(parents=True, exist_ok=True)
         pictures = {results.study.name: draw_study(results, out) for results in studies}
-        lines = list(_page(studies, judged, pictures, whole_paper=whole_paper))
+        lines = list(_page(studies, judged, pictures, whole_paper=whole_paper, card=card))
         paths = [out / "studies.md", out / "studies.html", out / "studies.json"]
         text = "\n".join(lines) + "\n"
         paths[0].write_text(text, encoding="utf-8")
@@ -87,15 +92,16 @@ def _page(
     pictures: dict[str, dict[str, Path | None]],
     *,
     whole_paper: bool,
+    card: str,
 ) -> Iterator[str]:
     yield from ("## Studies", "", "### Conclusions")
     for results in studies:
         yield from ("", f"{results.study.name}: {results.study.title}", "")
         yield from (f"- {line}" for line in conclusion(results))
     yield ""
-    yield from _statements(judged)
+    yield from _statements(judged, card)
     if whole_paper:
-        yield from _studies_not_run(studies)
+        yield from _studies_not_run(studies, card)
     for results in studies:
         yield from ("", f"### {results.study.name}: {results.study.title}", "")
         yield from _setting(results)
@@ -113,7 +119,7 @@ def _page(
         yield "That LION-DG adds no overhead is no study's subject: bench_overhead measures it."
 
 
-def _statements(judged: Sequence[tuple[Statement, Judgement]]) -> Iterator[str]:
+def _statements(judged: Sequence[tuple[Statement, Judgement]], card: str) -> Iterator[str]:
     """Yield the table of what the paper says and what was found, then the evidence."""
     told = [(s, j) for s, j in judged if j.verdict != "not tested"]
     if not told:
@@ -128,17 +134,17 @@ def _statements(judged: Sequence[tuple[Statement, Judgement]]) -> Iterator[str]:
     ]
     yield from ("### Statements of the paper", "", *table(header, rows, text_columns=7))
     if any(j.verdict == "not run" for _, j in told):
-        yield from ("", NOTE)
+        yield from ("", cost_note(card))
     more = [(s.source, s.text, j.evidence) for s, j in told if j.figure not in ("", j.evidence)]
     if more:
         yield from ("", "#### Evidence", "")
         yield from table(("source", "statement", "evidence"), more, text_columns=3)
 
 
-def _studies_not_run(studies: Sequence[StudyResults]) -> Iterator[str]:
+def _studies_not_run(studies: Sequence[StudyResults], card: str) -> Iterator[str]:
     """Yield a table of the named studies that are not on the page, with what they would cost."""
     rows = [
-        (study.title, cost_text(missing, studies), f"`{study.command}`")
+        (study.title, cost_text(missing, studies, card), f"`{study.command}`")
         for study, missing in studies_not_run(studies)
     ]
     if rows:

@@ -35,6 +35,14 @@ def describe(values: Sequence[float]) -> Sample:
     return Sample(len(values), mean(values), std, pstdev(values))
 
 
+def t_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float]:
+    """Return Student's interval of the mean of at least two values."""
+    sample = describe(values)
+    assert sample.std is not None
+    half = float(stats.t.isf((1 - level) / 2, sample.n - 1)) * sample.std / math.sqrt(sample.n)
+    return sample.mean - half, sample.mean + half
+
+
 def describe_whole(values: Sequence[float | None]) -> Sample | None:
     """Return `describe` of the values; None where there is none or one is missing."""
     present = _reached(values)

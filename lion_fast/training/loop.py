@@ -16,6 +16,7 @@ from lion_fast.training.measure.probe import GradientProbe, probe_gradients
 from lion_fast.training.measure.validate import Validation, validate
 from lion_fast.training.screen.console import Console
 from lion_fast.training.screen.progress import Reporter
+from lion_fast.training.step.ahead import prepare_kernels
 from lion_fast.training.step.clock import TrainingClock
 from lion_fast.training.step.history import History
 
@@ -99,6 +100,8 @@ class Training:
         There is nothing to set up where the step was taken over, or the run has no step left.
         """
         if not self.is_set_up and not self.finished:
+            show = self.screen.stage
+            self.screen.say(prepare_kernels(self.step, self.loader, self.resolved, show))
             with self.screen.stage(_SETUP[self.resolved.engine]):
                 self.engine.setup(len(self.history))
             self.is_set_up = True
