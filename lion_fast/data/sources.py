@@ -111,7 +111,8 @@ def _files(config: TrainConfig) -> list[Path]:
     for name in SOURCES.get(config.dataset, ()):
         path = data_dir_of(config.data_dir) / name
         if path.is_dir():
-            return sorted(path.iterdir())
+            # What is remembered of them lies there too, and is none of them.
+            return sorted(each for each in path.iterdir() if not each.name.startswith("."))
         if path.exists():
             return [path]
     return []
