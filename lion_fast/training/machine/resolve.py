@@ -115,14 +115,12 @@ def _backbone(config: TrainConfig, device: torch.device, choices: dict[str, Choi
     dtype = compute_dtype(choices["precision"].value)
     if config.backbone == "modules":
         return Choice("modules", "asked for")
-    if config.backbone == "fused":
-        if obstacle := _fused_obstacle(config, device, dtype):
-            raise _refusal(config.backbone, obstacle)
-        return Choice("fused", "asked for")
-    if config.backbone == "persistent":
-        if obstacle := _persistent_obstacle(config, device, dtype):
-            raise _refusal("persistent", obstacle)
-        return Choice("persistent", "asked for")
+    asked = "fused" if config.backbone == "auto" else config.backbone
+    obstacle = _obstacle(asked, config, device, dtype)
+    if config.backbone != "auto":
+        if obstacle:
+            raise _refusal(asked, obstacle)
+        return Choice(asked, "asked for")
     if config.arch != "densenet_ds":
         return Choice("modules", f"the fused backbone is densenet_ds's, and this is {config.arch}")
     if device.type == "cpu":
@@ -134,33 +132,24 @@ def _backbone(config: TrainConfig, device: torch.device, choices: dict[str, Choi
         if choices[name].value != timed:
             found = f"{name} {choices[name].value}"
             return Choice("modules", f"backbone fused is not measured with {found}")
-    if obstacle := _fused_obstacle(config, device, dtype):
+    if obstacle:
         return Choice("modules", f"the fused backbone cannot run: {obstacle}")
     return Choice("fused", _MEASURED[major, minor])
 
 
-def _fused_obstacle(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why the fused backbone cannot train the config's network, in words; None if it can."""
-    if config.arch != "densenet_ds":
-        return f"it is densenet_ds's, and arch is {config.arch}"
-    if config.impl == "torch":
-        return None
-    # The images are not known yet: a side that the kernels take.
-    sizes = (STEM_CHANNELS, config.growth_rate, config.block_layers)
-    return _kernel_obstacle("fused", (32, 32), sizes, config.batch_size, device, dtype)
-
-
-def _persistent_obstacle(
-    config: TrainConfig, device: torch.device, dtype: torch.dtype
+def _obstacle(
+    backbone: str, config: TrainConfig, device: torch.device, dtype: torch.dtype
 ) -> str | None:
-    """Return why the persistent kernels cannot train the config's network; None if they can."""
+    """Return why a backbone of kernels cannot train the config's network; None if it can."""
     if config.arch != "densenet_ds":
         return f"it is densenet_ds's, and arch is {config.arch}"
     if config.impl == "torch":
-        return "impl torch runs no kernel, and it has no other form (fused has)"
-    # The images are not known yet: the smallest that the kernels take.
+        other = "impl torch runs no kernel, and it has no other form (fused has)"
+        return None if backbone == "fused" else other
+    # The images are not known yet: a side that the kernels take.
+    side = 32 if backbone == "fused" else 16
     sizes = (STEM_CHANNELS, config.growth_rate, config.block_layers)
-    return _kernel_obstacle("persistent", (16, 16), sizes, config.batch_size, device, dtype)
+    return _kernel_obstacle(backbone, (side, side), sizes, config.batch_size, device, dtype)
 
 
 def _refusal(backbone: str, obstacle: str) -> UserError:
