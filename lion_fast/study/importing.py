@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import lion_fast
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.study.export import NAMES
+from lion_fast.study.export import NAMES, UNREADABLE, open_table
 from lion_fast.study.grid import Study, course
 from lion_fast.study.store import SUMMARY_KEYS, Store, Table
 
@@ -189,7 +189,7 @@ def _named(path: Path, key: str) -> Iterator[None]:
 def _read(path: Path, wanted: frozenset[str]) -> Iterator[dict[str, str]]:
     """Yield the rows of an export, which has the columns `wanted` at least; raises UserError."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open_table(path) as file:
             rows = csv.reader(file)
             columns = next(rows, [])
             if missing := wanted - set(columns):
@@ -201,6 +201,6 @@ def _read(path: Path, wanted: frozenset[str]) -> Iterator[dict[str, str]]:
                         f" {len(columns)} names: it was cut or edited; export it anew"
                     )
                 yield dict(zip(columns, row, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UNREADABLE as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the export {path}: {reason}") from None
