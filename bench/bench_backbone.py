@@ -1,8 +1,9 @@
 """DenseNet-DS's fused backbone against its modules: a whole step, and launch by launch.
 
-The first test decides what `backbone auto` takes: both as captured graphs of compiled steps, side
-by side. The others time each launch of the op alone, in a graph that repeats it, so that what it
-reads lies in L2 where it fits; beside what a model predicted before any GPU had run them. A
+The first test decides where `backbone auto` takes the op: both as captured graphs of compiled
+steps, side by side. The others time each launch of the op alone, in a graph that repeats it, so
+that what it reads lies in L2 where it fits; beside what a model predicted before any GPU had run
+them. A
 prediction is 2.5 us for a dependent launch in a graph, 1 us for its prologue, and its bytes
 (`support/dense_traffic.py`) at 80 % of an H100's L2, taken as 5.5 TB/s. It counts no instruction,
 so a launch that issues more than it moves takes longer.

@@ -15,9 +15,8 @@ kernel or library call, as Inductor itself counts; compare within one convention
 what the host submits or waits for in one step, and for the graph in one replay. Peak memory is that
 of PyTorch's allocator from construction to the step's end, without cuDNN's workspaces.
 
-graph-fewer is engine graph with `fewer_launches`. What its kernels read twice counts once, as
-training/step/inductor.py says; casts of weights outside compiled code are in no compiled byte.
-The loop is `support.rivals.HandLoop` under autocast, without loss scaling and without data loading.
+Casts of weights outside compiled code are in no compiled byte. The loop is
+`support.rivals.HandLoop` under autocast, without loss scaling and without data loading.
 
 Private API: GraphLowering.compile_to_module and count_bytes, two cache switches, TrainStep._forward
 and what tests/support/stand_in_inductor.py names.
@@ -39,13 +38,13 @@ BENCHMARK = {
     "title": "Launches, bytes and memory of a step, counted",
     "order": 15,
     "stage": "step",
-    "ours": ("eager", "compile", "graph", "graph-fewer"),
+    "ours": ("eager", "compile", "graph"),
     "is_timed": False,
 }
 
 PRECISION = {"H100": "bf16", "A100": "bf16", "V100": "fp16"}
 ARCHS = ("densenet_ds", "resnet_ds")
-ENGINES = ("loop", "eager", "compile", "graph", "graph-fewer")
+ENGINES = ("loop", "eager", "compile", "graph")
 TINY: dict[str, Any] = {"growth_rate": 2, "block_layers": 1, "base_width": 8, "batch_size": 64}
 
 
@@ -119,12 +118,10 @@ def count_engine(
 
     note_instead_of_compiling(gpu)
     compiled_bytes = watch_inductor()
-    is_graph = engine.startswith("graph")
     settings: dict[str, Any] = {
-        "engine": "eager" if engine == "loop" else "graph" if is_graph else engine,
-        "fewer_launches": engine == "graph-fewer", "precision": precision, "arch": arch,
+        "engine": "eager" if engine == "loop" else engine, "precision": precision, "arch": arch,
         "device": "cuda", "loader": "resident", "impl": "triton", "steps_per_replay": 1,
-        "init": "he", "optimizer": optimizer,
+        "init": "he", "optimizer": optimizer, "backbone": "modules",
     }  # fmt: skip
     config = TrainConfig(**settings | (TINY if tiny else {}))
     training = Training(config, noise(8 if tiny else 32), num_steps=8)
@@ -137,7 +134,7 @@ def count_engine(
     take_step()
     records = gpu.records()
     found = {
-        "launches": launches(captured if is_graph else records),
+        "launches": launches(captured if engine == "graph" else records),
         "host_calls": len(records),
         "syncs": sum(record.kind == "sync" for record in records),
         "peak_bytes": torch.cuda.max_memory_allocated(),

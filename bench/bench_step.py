@@ -100,6 +100,7 @@ def setting(config: TrainConfig, resolved: Resolved, image_set: ImageSet) -> dic
         "dtype": resolved.precision,
         "mode": "train",
         "loader": resolved.loader,
+        "backbone": resolved.backbone,
         "arch": config.arch,
         "data": image_set.name,
         "num_workers": config.num_workers if resolved.loader == "workers" else None,

@@ -1,6 +1,7 @@
 """Everything a run can be told, in one flat frozen dataclass; imports nothing heavy."""
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -141,8 +142,6 @@ class TrainConfig:
     """How a step executes: op by op, through torch.compile, or as a CUDA graph of whole steps."""
     graph_compile: bool = execution(True)
     """With engine graph: capture torch.compile'd code instead of eager code."""
-    fewer_launches: bool = execution(False)
-    """With compiled code on a GPU: sum and normalise a batch norm in one kernel. Not measured."""
     loader: LoaderName = execution("auto")
     """Who makes the batches: a device-resident set, NVIDIA DALI, or DataLoader workers."""
     precision: Precision = execution("auto")
@@ -153,7 +152,8 @@ class TrainConfig:
     """Fused Triton kernels or the plain PyTorch reference."""
     backbone: BackboneName = execution("auto")
     """How densenet_ds trains: its modules, or one fused op whose dense blocks share batch
-    statistics. fused with impl torch takes the op's PyTorch reference, which runs everywhere."""
+    statistics. auto takes the op where it was measured to be faster. fused with impl torch takes
+    the op's PyTorch reference, which runs everywhere."""
     steps_per_replay: int = execution(8)
     """With engine graph: training steps captured in one CUDA graph."""
     steps_per_run: int = execution(16)
@@ -227,9 +227,19 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
-        """Rebuild from `to_dict`; raise UserError on unknown names and on wrong types."""
+        """Rebuild from `to_dict`; raise UserError on unknown names and on wrong types.
+
+        Fields that earlier versions had are dropped where they ask for what a run does today.
+        """
         if not isinstance(values, dict):
             raise UserError(f"a config is a table of fields, not a {type(values).__name__}")
+        for name in REMOVED.keys() & values.keys():
+            if values[name] is not REMOVED[name]:
+                raise UserError(
+                    f"config field {name} is {values[name]!r}, and this version has none: set it to"
+                    f" {json.dumps(REMOVED[name])} to go on without"
+                )
+        values = {name: value for name, value in values.items() if name not in REMOVED}
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise UserError(
@@ -306,6 +316,9 @@ _LEAST: dict[str, float] = {
 # Torch's and numpy's generators take a seed of 63 bits; an image of more pixels than 4096x4096 is
 # 50 MB, and a batch of them no network here can be meant to see.
 _MOST: dict[str, int] = {"seed": 2**63 - 1, "image_size": 4096, "num_workers": 1024, "lr_floor": 1}
+
+# Fields that earlier versions wrote, with the one value that means what a run does today.
+REMOVED: dict[str, object] = {"fewer_launches": False}
 
 # What a resumed run may be told anew: how far to go, besides what no result depends on.
 FREE_ON_RESUME = fields_of("housekeeping") | {"max_steps"}

@@ -374,7 +374,7 @@ def counted(path, **changes):
     }  # fmt: skip
     found = {
         "card": "H100", "precision": "bf16", "arch": "densenet_ds", "batch_size": 128,
-        "torch": "2.14.1", "triton": "3.8.0", "engines": {"graph-fewer": engine},
+        "torch": "2.14.1", "triton": "3.8.0", "engines": {"graph": engine},
     }  # fmt: skip
     path.write_text(json.dumps({"counts": [found | changes]}), encoding="utf-8")
     return path
@@ -383,7 +383,7 @@ def counted(path, **changes):
 def test_counts_of_a_step_become_a_table_of_their_own(real, tmp_path):
     counts = [counted(tmp_path / "H100.json"), counted(tmp_path / "V100.json", card="V100")]
     text = report_benchmarks([real], tmp_path, counts)[0].read_text(encoding="utf-8")
-    row = cells(text, "densenet_ds", "H100", "bf16", "graph-fewer")
+    row = cells(text, "densenet_ds", "H100", "bf16", "graph")
     assert (row["launches"], row["Inductor"], row["copies, fills"]) == ("168", "75", "3")
     assert (row["host calls"], row["MB"], row["peak MB"]) == ("1", "1,600", "271")
     assert cells(text, "densenet_ds", "V100")["launches"] == "168"

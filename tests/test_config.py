@@ -97,6 +97,16 @@ def test_an_unknown_field_is_named():
         TrainConfig.from_dict({"momentum": 0.9})
 
 
+def test_a_field_of_an_earlier_version_is_dropped_where_it_asks_for_nothing_else():
+    old = TrainConfig(seed=7).to_dict() | {"fewer_launches": False}
+    assert TrainConfig.from_dict(old) == TrainConfig(seed=7)
+
+
+def test_a_field_of_an_earlier_version_is_named_where_it_asks_for_what_is_gone():
+    with pytest.raises(UserError, match="fewer_launches is True.*set it to false"):
+        TrainConfig.from_dict({"fewer_launches": True})
+
+
 def test_resuming_lists_every_setting_that_differs():
     config = TrainConfig()
     config.check_resumable_as(TrainConfig(max_steps=5000, log_every=1))

@@ -31,7 +31,6 @@ EXPECTED = {
     ),
     "compile": ((4, 53, 10, 17), 84, COMPILED_BYTES),
     "graph": ((4, 53, 10, 17), 1, COMPILED_BYTES),
-    "graph-fewer": ((4, 43, 12, 17), 1, {"forward": 2568442, "backward": 4151312}),
 }
 
 

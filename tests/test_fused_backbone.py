@@ -15,7 +15,7 @@ from lion_fast.init import initialize_
 from lion_fast.models import densenet_ds
 from lion_fast.training import evaluate, train
 from lion_fast.training.machine.doctor import doctor
-from lion_fast.training.machine.resolve import resolve
+from lion_fast.training.machine.resolve import fit_backbone, remarks, resolve
 from lion_fast.training.step.step import TrainStep
 
 CUDA = torch.cuda.is_available()
@@ -226,11 +226,59 @@ def test_images_that_the_kernels_do_not_take_are_refused(stripes, tmp_path):
         train(config)
 
 
-def test_auto_takes_the_modules_until_a_measurement_says_otherwise_and_doctor_says_so():
-    for arch in ("densenet_ds", "resnet_ds"):
-        assert resolve(TrainConfig(arch=arch)).backbone == "modules"
+def test_auto_takes_the_fused_backbone_where_it_was_measured_and_says_what_was_found(gpu):
+    gpu((9, 0))
+    resolved = resolve(TrainConfig())
+    assert resolved.backbone == "fused"
+    found = "1.21 ms a step with it, 2.54 with the modules, measured on an H200"
+    assert remarks(TrainConfig(), resolved) == [f"backbone fused: {found}"]
+    assert remarks(TrainConfig(backbone="modules"), resolved) == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "settings", "reason"),
+    [
+        ((8, 0), {}, "not measured on capability 8.0"),
+        ((10, 0), {}, "not measured on capability 10.0"),
+        ((9, 0), {"arch": "resnet_ds"}, "the fused backbone is densenet_ds's"),
+        ((9, 0), {"engine": "eager"}, "not measured with engine eager"),
+        ((9, 0), {"precision": "fp16"}, "not measured with precision fp16"),
+        ((9, 0), {"impl": "torch"}, "not measured with impl torch"),
+        ((9, 0), {"growth_rate": 12}, "cannot run: growth rate 12"),
+        ((9, 0), {"device": "cpu"}, "its kernels need one"),
+    ],
+)
+def test_auto_takes_the_modules_elsewhere_and_says_why(gpu, capability, settings, reason):
+    gpu(capability)
+    resolved = resolve(TrainConfig(**settings))
+    assert resolved.backbone == "modules"
+    assert reason in resolved.reasons["backbone"]
+
+
+def test_auto_takes_the_modules_for_what_the_kernels_are_not_for(gpu):
+    from test_own import Plain
+
+    gpu((9, 0))
+    config = TrainConfig()
+    resolved = resolve(config)
+    ours, own = densenet_ds(), Plain(10)
+    assert fit_backbone(config, resolved, ours, (32, 32), 128) is resolved
+    for model, side, shares_norms, reason in (
+        (ours, 28, False, "images of 28x28"),
+        (own, 32, False, "the model is Plain"),
+        (ours, 32, True, "shared among processes"),
+    ):
+        fitted = fit_backbone(config, resolved, model, (side, side), 128, shares_norms=shares_norms)
+        assert fitted.backbone == "modules"
+        assert reason in fitted.reasons["backbone"] and reason in remarks(config, fitted)[0]
+    with pytest.raises(UserError, match=r"images of 28x28.*take backbone modules"):
+        fit_backbone(TrainConfig(backbone="fused"), resolved, ours, (28, 28), 128)
+
+
+def test_doctor_says_which_backbone_auto_takes_and_why():
     (line,) = [line for line in doctor() if line.strip().startswith("backbone")]
-    assert line.split()[:2] == ["backbone", "modules"] and "not measured" in line
+    assert line.split()[:2] == ["backbone", resolve(TrainConfig()).backbone]
+    assert resolve(TrainConfig()).reasons["backbone"] in line
 
 
 def test_the_op_and_the_modules_share_one_order_of_parameters():

@@ -10,7 +10,7 @@ pytestmark = needs_stand_in
 RUNS = {
     "H100": (
         "eager/fp32/resnet_ds/workers",
-        'compile/tf32/resnet_ds/resident/placement="residual"/fewer_launches=true',
+        'compile/tf32/resnet_ds/resident/placement="residual"',
         'graph/bf16/densenet_ds/workers/optimizer="muon"/schedule="linear"/lr_warmup_steps=9',
         "graph-eager/bf16/densenet_ds/resident/crop_padding=2",
         'graph-eager/fp16/resnet_ds/resident/optimizer="sgd"/schedule="linear"/lr_warmup_steps=9',
@@ -27,7 +27,7 @@ RUNS = {
     "V100": (
         "eager/fp16/densenet_ds/workers",
         "compile/fp32/densenet_ds/resident",
-        'graph/fp16/resnet_ds/resident/optimizer="muon"/fewer_launches=true',
+        'graph/fp16/resnet_ds/resident/optimizer="muon"',
         "graph-eager/fp32/resnet_ds/workers/steps_per_replay=1",
     ),
 }
@@ -114,14 +114,3 @@ def check_graphs(result, chunk):
             chunks, rest = divmod(end - start, chunk)
             wanted += [chunk * one] * chunks + [one] * rest
         assert result[part]["replays"] == wanted
-
-
-@pytest.mark.slow
-def test_kernels_whose_programs_wait_for_each_other_fit_the_gpu(tmp_path, kernel_cache):
-    """Compiled for real: the stand-in refuses a cooperative grid that does not fit."""
-    run = "graph/bf16/densenet_ds/resident/fewer_launches=true"
-    env = {"STAND_IN_INDUCTOR": "real"}
-    found = outcomes("stand_in_runs.py", "H100", tmp_path, run, cache=kernel_cache, env=env)
-    assert "result" in found[run], found[run]
-    check_run(run, found[run]["result"])
-    assert found[run]["result"]["first"]["cooperative"] > 0

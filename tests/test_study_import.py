@@ -85,6 +85,18 @@ def test_committed_results_stay_small():
     assert large == [], "make them small with xz -9e"
 
 
+def test_a_column_of_an_option_that_is_gone_is_no_fact_of_the_environment(tmp_path):
+    folder = exported(tmp_path)
+    before = rows(folder / NAMES[0])
+    with open(folder / NAMES[0], "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*before[0], "fewer_launches"])
+        writer.writeheader()
+        writer.writerows(row | {"fewer_launches": "False"} for row in before)
+    import_csv(STUDY, tmp_path / "here", [folder])
+    for run in read_study(STUDY, tmp_path / "here").runs:
+        assert "fewer_launches" not in run.summary["environment"]
+
+
 def test_runs_of_two_folders_become_one_study(tmp_path):
     study = STUDIES["headline"].override(stop_at_target=True)
     of_table6 = STUDIES["table6"].override(stop_at_target=True)

@@ -264,6 +264,7 @@ def main(arguments: list[str] | None = None) -> int:
                 arch=args.arch,
                 batch_size=args.batch_size,
                 precision=args.precision or "auto",
+                backbone="modules",
             )
         )
     except UserError as error:

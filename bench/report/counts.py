@@ -14,8 +14,7 @@ HEADER = (
 LEGEND = """\
 Counted on a stand-in for a GPU that computes nothing: no time is known. A call of cuDNN or cuBLAS
 is one launch, whatever it launches inside. Bytes of loop and eager sum up ATen calls, those of
-compiled code kernels: compare within either. graph-fewer is engine graph with `fewer_launches`,
-where what a kernel reads twice counts once. Host calls of a graph are those of a replay."""
+compiled code kernels: compare within either. Host calls of a graph are those of a replay."""
 
 
 def counts_section(paths: Sequence[Path]) -> Iterator[str]:

@@ -91,12 +91,10 @@ def _lanes(x, P: tl.constexpr, CW: tl.constexpr, WARPS: tl.constexpr):
 
 
 @triton.jit
-def _through_norm(d, xhat, c, affine, mask, total, C: tl.constexpr):
-    """Dz of a reader from d (P, CW), the gradient behind its ReLU, and total + gamma * dz."""
+def _gamma_beta(affine, c, mask, C: tl.constexpr):
+    """A reader's gamma and beta of channels c, (1, CW) each."""
     gamma = tl.load(affine + c, mask=mask, other=0.0)[None, :]
-    beta = tl.load(affine + C + c, mask=mask, other=0.0)[None, :]
-    dz = tl.where(xhat * gamma + beta > 0, d, 0.0)
-    return dz, total + gamma * dz
+    return gamma, tl.load(affine + C + c, mask=mask, other=0.0)[None, :]
 
 
 @triton.jit
@@ -218,7 +216,9 @@ def _dense_group_bwd_kernel(
             in_weights = (k_rest < 9 * K)[:, None] & mask[None, :]
             w_rest = tl.load(w_u + at, mask=in_weights, other=0.0)
             d = _dot(d_rest, w_rest, _dot(d_most, w_most, tl.zeros([P, CW], tl.float32)))
-            dz, total = _through_norm(d, xhat, c, affine + u * (2 * C), mask, total, C)
+            gamma, beta = _gamma_beta(affine + u * (2 * C), c, mask, C)
+            dz = tl.where(xhat * gamma + beta > 0, d, 0.0)
+            total += gamma * dz
             new_beta = new_beta + (d_beta[u - MAKER - 1] + _lanes(dz, P, CW, WARPS),)
             new_gamma = new_gamma + (d_gamma[u - MAKER - 1] + _lanes(dz * xhat, P, CW, WARPS),)
 
@@ -245,7 +245,9 @@ def _dense_group_bwd_kernel(
                 x = tl.load(end_dout + _at(q, n, N // 4), mask=in_end, other=0.0)
                 d = _dot(x, end_products[i], d)
             d *= 0.25
-        dz, total = _through_norm(d, xhat, c, affine + LAYERS * (2 * C), mask, total, C)
+        gamma, beta = _gamma_beta(affine + LAYERS * (2 * C), c, mask, C)
+        dz = tl.where(xhat * gamma + beta > 0, d, 0.0)
+        total += gamma * dz
         d_beta = new_beta + (d_beta[LAYERS - MAKER - 1] + _lanes(dz, P, CW, WARPS),)
         d_gamma = new_gamma + (d_gamma[LAYERS - MAKER - 1] + _lanes(dz * xhat, P, CW, WARPS),)
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .backward import _corrected, _correction, _gather
-from .statistics import _activate, _at, _average_activation, _dot
+from .statistics import _activate, _as_one, _at, _average_activation, _dot
 
 
 @triton.jit
@@ -87,7 +87,7 @@ def _norm_of(c, affine, statistics, C: tl.constexpr, EPS: tl.constexpr, mask):
     variance = tl.load(statistics + C + c, mask=mask, other=0.0)
     scale = tl.load(affine + c, mask=mask, other=0.0) / tl.sqrt(variance + EPS)
     mean = tl.load(statistics + c, mask=mask, other=0.0)
-    return scale, tl.load(affine + C + c, mask=mask, other=0.0) - mean * scale
+    return _as_one(scale, tl.load(affine + C + c, mask=mask, other=0.0) - mean * scale)
 
 
 @triton.jit

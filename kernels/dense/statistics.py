@@ -100,6 +100,16 @@ def _statistics(
 
 
 @triton.jit
+def _as_one(value, derived):
+    """Return both, of one shape, as halves of one tensor: where `derived` is made of `value`.
+
+    Readers want them in another layout. Apart, Triton 3.6 makes `derived` anew there out of the
+    converted `value`, which may come later in the program, and then refuses what it made.
+    """
+    return tl.split(tl.join(value, derived))
+
+
+@triton.jit
 def _affine(
     c, affine, statistics, partials, has_new,
     C: tl.constexpr, NEW: tl.constexpr, WIDTH: tl.constexpr,
@@ -112,7 +122,7 @@ def _affine(
     mean, variance = _statistics(c, statistics, partials, has_new, C, NEW, WIDTH, NUM_PARTS, EACH)
     scale = tl.load(affine + c, mask=c < C, other=0.0) / tl.sqrt(variance + EPS)
     scale = tl.where(tl.abs(scale) < 1e-30, 1e-30, scale)
-    return scale, tl.load(affine + C + c, mask=c < C, other=0.0) - mean * scale
+    return _as_one(scale, tl.load(affine + C + c, mask=c < C, other=0.0) - mean * scale)
 
 
 @triton.jit

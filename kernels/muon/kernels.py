@@ -171,7 +171,10 @@ def _muon_update_kernel(
             weight, grad, average = weights[FIRST[s]], grads[FIRST[s]], averages[FIRST[s]]
             rows, columns, scale = ROWS[FIRST[s]], COLUMNS[FIRST[s]], SCALE[FIRST[s]]
             stride_r, stride_c = STRIDE_R[FIRST[s]], STRIDE_C[FIRST[s]]
-            for j in tl.static_range(FIRST[s] + 1, FIRST[s + 1]):
+            # Named: Triton 3.6 takes an element of a constant tuple for a value of the run.
+            SECOND: tl.constexpr = FIRST[s] + 1
+            END: tl.constexpr = FIRST[s + 1]
+            for j in tl.static_range(SECOND, END):
                 weight = tl.where(i == j, weights[j], weight)
                 grad = tl.where(i == j, grads[j], grad)
                 average = tl.where(i == j, averages[j], average)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lion_fast
-from lion_fast.config import TrainConfig
+from lion_fast.config import REMOVED, TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.study.export import NAMES, UNREADABLE, open_table
 from lion_fast.study.grid import Study, course
@@ -111,7 +111,7 @@ def _import(
 def _summary(row: dict[str, str], config: TrainConfig) -> dict[str, Any]:
     """Return a run's summary; what is neither its own, its config's nor resolved is environment."""
     heads = [name for name in row if _HEAD.fullmatch(name) and row[name]]
-    known = {*_OF_A_SUMMARY, *_RESOLVED, *heads, *course(config), "key", "error", "seed"}
+    known = {*_OF_A_SUMMARY, *_RESOLVED, *heads, *course(config), *REMOVED, "key", "error", "seed"}
     environment = {name for name in row if name not in known and not _HEAD.fullmatch(name)}
     return {
         **{name: _number_or_none(row[name]) for name in row if name in _OF_A_SUMMARY},

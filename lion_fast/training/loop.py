@@ -21,7 +21,7 @@ from lion_fast.training.folder.summary import Summary
 from lion_fast.training.machine.guards import Interrupted, StopSignals, memory_advice
 from lion_fast.training.machine.host_memory import keep_freed_memory
 from lion_fast.training.machine.paths import anchored
-from lion_fast.training.machine.resolve import resolve
+from lion_fast.training.machine.resolve import remarks, resolve
 from lion_fast.training.measure.probe import probe_gradients
 from lion_fast.training.measure.validate import Validation, validate
 from lion_fast.training.outcome import summarize
@@ -87,7 +87,7 @@ def train(
             float32_precision(resolved),
             opened(config, resolved, own, resume, screen, reuse, world) as run,
         ):
-            screen.say([run.images.describe()])
+            screen.say([run.images.describe(), *remarks(config, run.resolved)])
             if world.size > 1:
                 screen.say([f"{world.size} processes share every batch of {config.batch_size}"])
             try:

@@ -17,7 +17,7 @@ from lion_fast.errors import UserError
 from lion_fast.training.folder.record import RunRecord, UnwrittenRecord
 from lion_fast.training.folder.resume import Earlier, check_data, reopened
 from lion_fast.training.folder.run_folder import RunFolder
-from lion_fast.training.machine.resolve import Resolved, check_backbone
+from lion_fast.training.machine.resolve import Resolved, fit_backbone
 from lion_fast.training.ranks.restart import mark_run, restarted_run
 from lion_fast.training.ranks.shared_norm import share_norms
 from lion_fast.training.ranks.sharing import check_shares, make_sharing
@@ -69,12 +69,17 @@ def opened(
             plan = _plan(config, images, world)
             model = on_device(own.network(config, images), resolved)
             part = config.batch_size // max(world.size, config.virtual_shards)
-            check_backbone(model, images.image_size, part, resolved)
+            shares_norms = (
+                world.size > 1 and config.batch_norm == "global" and not config.virtual_shards
+            )
+            resolved = fit_backbone(
+                config, resolved, model, images.image_size, part, shares_norms=shares_norms
+            )
             own_folder = _folder(config, earlier, world, held)
             if checkpoint is None:
                 with screen.stage(f"initialising ({config.init})"):
                     initialise(model, config, resolved, images, plan)
-            if world.size > 1 and config.batch_norm == "global" and not config.virtual_shards:
+            if shares_norms:
                 share_norms(model, resolved, world)
         init_seconds = time.perf_counter() - started
         # Where it lies is known to all ranks, and only the one that holds it writes there.

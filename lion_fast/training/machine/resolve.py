@@ -1,7 +1,7 @@
 """What `auto` means on this machine, and why: one function for training and `doctor`."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -58,8 +58,7 @@ def resolve(config: TrainConfig) -> Resolved:
         "precision": _precision(config, device),
         "impl": _impl(config, device),
     }
-    dtype = _compute_dtype(choices["precision"].value)
-    choices["backbone"] = _backbone(config, device, dtype)
+    choices["backbone"] = _backbone(config, device, choices)
     return Resolved(
         device=device,
         **{name: choice.value for name, choice in choices.items() if name != "device"},  # type: ignore[arg-type]
@@ -203,59 +202,104 @@ def _impl(config: TrainConfig, device: torch.device) -> Choice:
     return Choice(value, "Triton needs a CUDA GPU of compute capability 7.0 or newer")
 
 
-def _backbone(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> Choice:
+# Where a step of the fused backbone has been timed beside one of the modules: compute capability,
+# and what was found (bench/results/gpu). Nothing is known of any other.
+_MEASURED = {(9, 0): "1.21 ms a step with it, 2.54 with the modules, measured on an H200"}
+
+
+def _backbone(config: TrainConfig, device: torch.device, choices: dict[str, Choice]) -> Choice:
+    dtype = _compute_dtype(choices["precision"].value)
     if config.backbone == "modules":
         return Choice("modules", "asked for")
-    if config.backbone == "auto":
-        if config.arch != "densenet_ds":
-            return Choice(
-                "modules", f"the fused backbone is densenet_ds's, and this is {config.arch}"
-            )
-        # bench/bench_backbone.py will say.
-        return Choice("modules", "how long a step of backbone fused takes is not measured yet")
+    if config.backbone == "fused":
+        if obstacle := _fused_obstacle(config, device, dtype):
+            raise _fused_refusal(obstacle)
+        return Choice("fused", "asked for")
     if config.arch != "densenet_ds":
-        raise _fused_refusal(f"it is densenet_ds's, and arch is {config.arch}")
-    if config.impl != "torch":
-        # The images are not known yet: a side that the kernels take.
-        sizes = (STEM_CHANNELS, config.growth_rate, config.block_layers)
-        _check_fused_kernels((32, 32), sizes, config.batch_size, device, dtype)
-    return Choice("fused", "asked for")
+        return Choice("modules", f"the fused backbone is densenet_ds's, and this is {config.arch}")
+    if device.type == "cpu":
+        return Choice("modules", "the fused backbone is for GPUs: its kernels need one")
+    capability = _capability(device)
+    if capability not in _MEASURED:
+        major, minor = capability
+        return Choice("modules", f"backbone fused is not measured on capability {major}.{minor}")
+    for name, timed in (("engine", "graph"), ("precision", "bf16"), ("impl", "triton")):
+        if choices[name].value != timed:
+            found = f"{name} {choices[name].value}"
+            return Choice("modules", f"backbone fused is not measured with {found}")
+    if obstacle := _fused_obstacle(config, device, dtype):
+        return Choice("modules", f"the fused backbone cannot run: {obstacle}")
+    return Choice("fused", _MEASURED[capability])
+
+
+def _fused_obstacle(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why the fused backbone cannot train the config's network, in words; None if it can."""
+    if config.arch != "densenet_ds":
+        return f"it is densenet_ds's, and arch is {config.arch}"
+    if config.impl == "torch":
+        return None
+    # The images are not known yet: a side that the kernels take.
+    sizes = (STEM_CHANNELS, config.growth_rate, config.block_layers)
+    return _kernel_obstacle((32, 32), sizes, config.batch_size, device, dtype)
 
 
 def _fused_refusal(obstacle: str) -> UserError:
     return UserError(f"backbone fused cannot run here: {obstacle}; take backbone modules")
 
 
-def check_backbone(
-    model: DeeplySupervised, image_size: tuple[int, int], batch_size: int, resolved: Resolved
-) -> None:
-    """Raise UserError where the fused backbone is resolved, and not for this model or its images.
+def fit_backbone(
+    config: TrainConfig,
+    resolved: Resolved,
+    model: DeeplySupervised,
+    image_size: tuple[int, int],
+    batch_size: int,
+    *,
+    shares_norms: bool = False,
+) -> Resolved:
+    """Return `resolved` with the backbone that can train this model on these images.
 
-    image_size: (height, width).
+    Where `auto` had taken the fused one and it cannot, the modules do; where it was asked for, this
+    raises UserError. image_size: (height, width). shares_norms: whether batch norms are to see the
+    images of other processes too, which the kernels do not.
     """
     if resolved.backbone != "fused":
-        return
+        return resolved
+    obstacle = _model_obstacle(resolved, model, image_size, batch_size)
+    if config.backbone == "auto" and shares_norms:
+        obstacle = obstacle or "batch norms are shared among processes"
+    if obstacle is None:
+        return resolved
+    if config.backbone == "fused":
+        raise _fused_refusal(obstacle)
+    reasons = resolved.reasons | {"backbone": f"the fused backbone cannot run: {obstacle}"}
+    return replace(resolved, backbone="modules", reasons=reasons)
+
+
+def _model_obstacle(
+    resolved: Resolved, model: DeeplySupervised, image_size: tuple[int, int], batch_size: int
+) -> str | None:
     if not isinstance(model, DenseNetDS) or type(model).taps is not DenseNetDS.taps:
-        raise _fused_refusal(f"it is densenet_ds's, and the model is {type(model).__name__}")
-    if resolved.impl == "triton":
-        sizes = (model.stem.out_channels, model.growth_rate, model.block_layers)
-        _check_fused_kernels(image_size, sizes, batch_size, resolved.device, resolved.compute_dtype)
+        return f"it is densenet_ds's, and the model is {type(model).__name__}"
+    if resolved.impl == "torch":
+        return None
+    sizes = (model.stem.out_channels, model.growth_rate, model.block_layers)
+    return _kernel_obstacle(image_size, sizes, batch_size, resolved.device, resolved.compute_dtype)
 
 
-def _check_fused_kernels(
+def _kernel_obstacle(
     image_size: tuple[int, int],
     sizes: tuple[int, int, int],
     batch_size: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> None:
-    """Raise UserError where the kernels cannot run. sizes: stem channels, growth rate, layers."""
+) -> str | None:
+    """Return why the kernels cannot run, None if they can. sizes: stem channels, growth, layers."""
     try:
         resolve_impl("triton", device, dtype)
     except ValueError as error:
         reason = str(error).removeprefix("impl='triton' cannot run here: ").partition(";")[0]
-        raise _fused_refusal(f"{reason} (impl torch runs its reference)") from None
-    obstacle = dense_obstacle(
+        return f"{reason} (impl torch runs its reference)"
+    return dense_obstacle(
         batch=batch_size,
         height=image_size[0],
         width=image_size[1],
@@ -265,5 +309,10 @@ def _check_fused_kernels(
         capability=_capability(device) if device.type == "cuda" else None,
         dtype=dtype,
     )
-    if obstacle:
-        raise _fused_refusal(obstacle)
+
+
+def remarks(config: TrainConfig, resolved: Resolved) -> list[str]:
+    """Return what a run says first of a choice that its images have a part in, with the reason."""
+    if config.backbone != "auto" or resolved.device.type == "cpu":
+        return []
+    return [f"backbone {resolved.backbone}: {resolved.reasons['backbone']}"]

@@ -8,7 +8,6 @@ from torch import Tensor
 from lion_fast.config import TrainConfig
 from lion_fast.data.batches import Batch, Loader
 from lion_fast.training.machine.resolve import Resolved
-from lion_fast.training.step.inductor import fewer_launches
 from lion_fast.training.step.step import TrainStep
 
 
@@ -39,7 +38,7 @@ def make_engine(
 ) -> Engine:
     """Return the resolved engine for `step` fed by `loader`; it compiles the step where asked."""
     if compiles(config, resolved):
-        step.compile(fewer_launches if config.fewer_launches else "inductor")
+        step.compile()
     chunk_steps = config.steps_per_replay if resolved.device.type == "cuda" else 1
     rows = torch.zeros(chunk_steps, row_width, device=resolved.device)
     if resolved.engine == "graph":

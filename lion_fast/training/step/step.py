@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,10 +48,10 @@ class TrainStep:
         self._weight_casts = WeightCasts(model, torch.float32 if fused else resolved.compute_dtype)
         self._forward = _forward(model, self.loss, resolved)
 
-    def compile(self, backend: Callable[..., Any] | str = "inductor") -> None:
+    def compile(self) -> None:
         """Put forward and backward through torch.compile, as `nn.Module.compile` does, in place."""
         # A run has one shape; dynamic shapes would only come of other runs in this process.
-        self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False, backend=backend)
+        self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False)
 
     def __call__(self, batch: Batch, row: Tensor) -> None:
         """Train on `batch`; write what it measured before the update into `row` (1 + 2H,).
