@@ -7,7 +7,8 @@ EXTRAS ?= dali,ray,tensorboard,dev
 WANTED := $(CURDIR) $(EXTRAS) $(shell cat setup.py constraints.txt | sha256sum | cut -c1-16)
 STAMP := $(VENV)/.lion-fast
 
-.PHONY: setup ready run test lint format bench bench-report studies-report bench-compare gpu clean
+MAKEFLAGS += --no-print-directory
+.PHONY: setup ready run check checked-tests test lint format bench bench-report studies-report bench-compare gpu clean
 
 setup:
 	test -x $(BIN)/python || $(PYTHON3) -m venv $(VENV)
@@ -15,15 +16,29 @@ setup:
 	@printf '%s\n' '$(WANTED)' > $(STAMP)
 
 ready:
-	@test "$$(cat $(STAMP) 2>/dev/null)" = '$(WANTED)' || $(MAKE) --no-print-directory setup
+	@test "$$(cat $(STAMP) 2>/dev/null)" = '$(WANTED)' || $(MAKE) setup
 
 run: ready
 	$(BIN)/lion-fast study quickstart --jobs 2
 	$(BIN)/lion-fast report quickstart
 
 # Two processes of one thread each: two of two threads would wait for each other on two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# What changes most: kernels in the interpreter at small size, init, config, data and structure.
+CHECKED := structure config init lion_dg odd_heads lsuv heads augment muon dispatch \
+	dense_reference kernel_rules plan loaders images own_data subset cifar decode resolve \
+	history losses weight_casts figures
+
+# Before a commit: under two minutes on two cores.
+check: ready
+	$(MAKE) --jobs 2 --output-sync=target lint checked-tests
+
+checked-tests: ready
+	$(PYTEST) --quiet -m 'not slow' $(CHECKED:%=tests/test_%.py)
+
+# Everything.
 test: ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(PYTEST)
 	$(BIN)/python -m pytest bench --benchmark-disable --quiet
 
 lint: ready
