@@ -58,6 +58,13 @@ setup(
     extras_require={
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "dali-cu12": ["nvidia-dali-cuda120>=2.2"],
+        "foreign": [
+            "dynamic-network-architectures>=0.4",
+            "monai>=1.5",
+            "segmentation-models-pytorch>=0.5",
+            "timm>=1.0",
+            "transformers>=5.0",
+        ],
         "ray": ["ray>=2.60"],
         "tensorboard": ["tensorboard>=2.16"],
         "dev": [

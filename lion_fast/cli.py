@@ -85,16 +85,18 @@ def _predict(arguments: Sequence[str]) -> int:
     if not parsed.images:
         raise UserError("predict needs images: lion-fast predict RUN IMAGES...")
 
-    from lion_fast.training import predict
+    from lion_fast.training.saved import Prediction, predict_each
 
-    predictions = predict(parsed.run, parsed.images, device=parsed.device)
+    told = list(predict_each(parsed.run, parsed.images, device=parsed.device))
     if parsed.json:
-        print(json.dumps([prediction._asdict() for prediction in predictions]))
-        return 0
-    width = max(len(prediction.class_name) for prediction in predictions)
-    for image, name, probability in predictions:
-        print(f"{name:{width}} {probability:7.2%}  {image}")
-    return 0
+        print(json.dumps([each._asdict() for each in told]))
+    width = max((len(each.class_name) for each in told if isinstance(each, Prediction)), default=0)
+    for each in told:
+        if not isinstance(each, Prediction):
+            print(f"lion-fast: {each.error}", file=sys.stderr)
+        elif not parsed.json:
+            print(f"{each.class_name:{width}} {each.probability:7.2%}  {each.image}")
+    return 1 if any(not isinstance(each, Prediction) for each in told) else 0
 
 
 def _end_with_json(values: dict[str, Any], asked: bool) -> None:
@@ -183,6 +185,7 @@ def _run_study(study: "Study", parsed: StudyArguments) -> int:
             parsed.out,
             jobs=1 if parsed.jobs is None else parsed.jobs,
             make_pool=make_pool,
+            rerun_changed=parsed.rerun == "changed",
         )
     except KeyboardInterrupt as stop:
         return 128 + signal_of(stop)
@@ -205,6 +208,7 @@ def _report(arguments: Sequence[str]) -> int:
         [read_study(find_study(name), parsed.studies) for name in names],
         parsed.out,
         whole_paper=parsed.whole_paper,
+        card=parsed.card,
     )
     say("\n".join(map(str, written)))
     return 0
@@ -246,8 +250,8 @@ def _usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code.
 
-    0 done, 1 a run of a study failed, 2 bad input, 128 + n ended by signal n: 130 Ctrl-C, 143
-    SIGTERM, 129 SIGHUP, 141 the reader of stdout has gone.
+    0 done, 1 a run of a study failed or an image could not be read, 2 bad input, 128 + n ended by
+    signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 141 the reader of stdout has gone.
     """
     try:
         code = _dispatch(list(sys.argv[1:] if argv is None else argv))

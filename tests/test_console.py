@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from lion_fast.training.screen.console import Live, Plain, Progress, ending, figures, make_console
+from lion_fast.training.screen.console import Live, Plain, make_console
+from lion_fast.training.screen.printed import Progress, ending, figures
 
 PROGRESS = Progress(
     step=50,

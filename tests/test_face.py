@@ -102,7 +102,7 @@ def test_every_public_name_and_module_loads_in_every_order():
     codes = [
         "from lion_fast.training.screen.console import make_console; from lion_fast import train",
         "from lion_fast import train; from lion_fast.training.screen.console import make_console",
-        "import lion_fast.training.loop; import lion_fast; train = lion_fast.train",
+        "import lion_fast.training.run; import lion_fast; train = lion_fast.train",
         "from lion_fast import Summary, evaluate, train; assert callable(evaluate)",
         "from lion_fast import *",
         "import lion_fast; train = lion_fast.training.train",

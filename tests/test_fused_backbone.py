@@ -231,8 +231,8 @@ def test_auto_takes_the_fused_backbone_where_it_was_measured_and_says_what_was_f
     resolved = resolve(TrainConfig())
     assert resolved.backbone == "fused"
     found = "1.21 ms a step with it, 2.54 with the modules, measured on an H200"
-    assert remarks(TrainConfig(), resolved) == [f"backbone fused: {found}"]
-    assert remarks(TrainConfig(backbone="modules"), resolved) == []
+    assert remarks("auto", resolved) == [f"backbone fused: {found}"]
+    assert remarks("modules", resolved) == []
 
 
 @pytest.mark.parametrize(
@@ -262,17 +262,17 @@ def test_auto_takes_the_modules_for_what_the_kernels_are_not_for(gpu):
     config = TrainConfig()
     resolved = resolve(config)
     ours, own = densenet_ds(), Plain(10)
-    assert fit_backbone(config, resolved, ours, (32, 32), 128) is resolved
+    assert fit_backbone("auto", resolved, ours, (32, 32), 128) is resolved
     for model, side, shares_norms, reason in (
         (ours, 28, False, "images of 28x28"),
         (own, 32, False, "the model is Plain"),
         (ours, 32, True, "shared among processes"),
     ):
-        fitted = fit_backbone(config, resolved, model, (side, side), 128, shares_norms=shares_norms)
+        fitted = fit_backbone("auto", resolved, model, (side, side), 128, shares_norms=shares_norms)
         assert fitted.backbone == "modules"
-        assert reason in fitted.reasons["backbone"] and reason in remarks(config, fitted)[0]
+        assert reason in fitted.reasons["backbone"] and reason in remarks("auto", fitted)[0]
     with pytest.raises(UserError, match=r"images of 28x28.*take backbone modules"):
-        fit_backbone(TrainConfig(backbone="fused"), resolved, ours, (28, 28), 128)
+        fit_backbone("fused", resolved, ours, (28, 28), 128)
 
 
 def test_doctor_says_which_backbone_auto_takes_and_why():

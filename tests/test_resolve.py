@@ -6,7 +6,7 @@ import torch
 
 from lion_fast.config import PRESETS, TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.training.machine import resolve as resolve_module
+from lion_fast.training.machine import precision as precision_module, resolve as resolve_module
 from lion_fast.training.machine.doctor import doctor
 from lion_fast.training.machine.resolve import resolve
 
@@ -99,7 +99,7 @@ def test_a_precision_that_is_asked_for_is_taken_on_any_cpu(cpu_with):
 
 def test_bf16_instructions_are_asked_of_torch():
     """These are torch's own, in every version that this package runs on."""
-    assert resolve_module.cpu_bf16_instructions() in (None, "AMX", "AVX512-BF16")
+    assert precision_module.cpu_bf16_instructions() in (None, "AMX", "AVX512-BF16")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "tf32"])

@@ -13,7 +13,7 @@ from stand_in import needs_stand_in, outcomes
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.study.studies import find_study
-from lion_fast.training import StepCache, loop, setup_key, train
+from lion_fast.training import StepCache, setup_key, stages, train
 from lion_fast.training.folder.checkpoint import load_checkpoint
 
 
@@ -95,7 +95,7 @@ def test_compiled_code_serves_the_next_run(config, monkeypatch):
 def test_a_reused_step_is_neither_built_nor_rehearsed_again(config, monkeypatch):
     cache = StepCache()
     first = train(config, reuse=cache)
-    monkeypatch.setattr(loop, "make_engine", None)
+    monkeypatch.setattr(stages, "make_engine", None)
     started = time.perf_counter()
     second = train(replace(config, seed=1), reuse=cache)
     print(f"a run of {config.max_steps} steps: {time.perf_counter() - started:.3f} s,")

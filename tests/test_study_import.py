@@ -117,7 +117,7 @@ def test_a_run_that_is_here_already_stays_as_it_is(tmp_path):
     fill(STUDY, tmp_path / "here", lambda c: {"steps_to_target": 7} if c.seed == 42 else None)
     (told,) = import_csv(STUDY, tmp_path / "here", [folder])
     assert (told.num_taken, told.num_held) == (4, 2)
-    assert told.line() == f"{folder}: 4 taken, 2 here already"
+    assert told.line() == f"{folder}: 4 taken, 2 here already; data not known of 4"
     run = read_study(STUDY, tmp_path / "here").find(init="he", seed=42)[0]
     assert run.summary["steps_to_target"] == 7
 

@@ -17,7 +17,8 @@ from ray_runs import ONE, REAL
 from lion_fast.cli import main
 from lion_fast.config import TrainConfig
 from lion_fast.data.arrays import LabelledArrays
-from lion_fast.data.open import lend, load_image_set, read_arrays
+from lion_fast.data.open import load_image_set
+from lion_fast.data.sources import lend, read_arrays
 from lion_fast.errors import UserError
 from lion_fast.study.pools import cluster as ray_cluster, node
 from lion_fast.study.pools.connecting import check_answers

@@ -68,12 +68,16 @@ class BatchPlan:
     @property
     def whole(self) -> "BatchPlan":
         """The plan of all ranks together."""
-        return dataclasses.replace(self, rank=0, world_size=1)
+        return self.of_rank(0, 1)
 
     @property
     def steps_per_epoch(self) -> int:
         """Full batches in one pass over the set."""
         return self.num_images // self.batch_size
+
+    def of_rank(self, rank: int, world_size: int) -> "BatchPlan":
+        """Return the plan of one of `world_size` processes that share the batches."""
+        return dataclasses.replace(self, rank=rank, world_size=world_size)
 
     def steps(self, start: int, stop: int) -> PlannedSteps:
         """Return this rank's part of steps start <= s < stop (0-based), in arrays to keep."""

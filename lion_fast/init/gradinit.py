@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from lion_fast.errors import UserError
 from lion_fast.init.calibration import batch_statistics, full_precision, unwrapped
-from lion_fast.init.heads import main_logits_last
+from lion_fast.init.outputs import main_logits_last
 from lion_fast.init.variance import he_
 
 Parameters = dict[str, Tensor]

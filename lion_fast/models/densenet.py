@@ -159,7 +159,8 @@ class DenseNetDS(DeeplySupervised):
         for i, block in enumerate(self.blocks):
             if i > 0:
                 parts.append(self.transitions[i - 1])
-            parts += block.layers  # type: ignore[arg-type]
+            # Dynamo of torch 2.11 traces no `list += ModuleList`.
+            parts.extend(block.layers)  # type: ignore[arg-type]
         return [self.stem, *(p.conv for p in parts)], [*(p.norm for p in parts), self.norm]
 
 

@@ -22,8 +22,8 @@ UNREADABLE = (OSError, UnicodeDecodeError, csv.Error, lzma.LZMAError, EOFError)
 def open_table(path: Path) -> IO[str]:
     """Open a table of an export to read; where it is not there, what xz made of it."""
     if not path.exists() and packed(path).exists():
-        return lzma.open(packed(path), "rt", newline="", encoding="utf-8")
-    return open(path, newline="", encoding="utf-8")
+        return lzma.open(packed(path), "rt", newline="", encoding="utf-8-sig")
+    return open(path, newline="", encoding="utf-8-sig")
 
 
 def packed(path: Path) -> Path:

@@ -1,4 +1,7 @@
-"""The trainer: the front (loop, run, saved, outcome) and rooms, each using only those below it.
+"""The trainer: the front and rooms, each using only those below it.
+
+run: `train`. stages: settle, supply, equip. loop: the hot loop. together: what several processes do
+otherwise. outcome: a summary. saved: what can be done with a run folder.
 
 screen: what a run says. folder: what it leaves on disk. measure: validation and probes. step: a
 step and what executes it. ranks: several processes. machine: what `auto` means here.
@@ -12,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lion_fast.training.folder.summary import Summary
-    from lion_fast.training.loop import train
     from lion_fast.training.machine.guards import Interrupted
     from lion_fast.training.measure.validate import Validation
+    from lion_fast.training.run import train
     from lion_fast.training.saved import LoadedRun, Prediction, evaluate, load_run, predict
     from lion_fast.training.step.reuse import StepCache, setup_key
 
@@ -34,9 +37,9 @@ __all__ = [
 
 _HOME = {
     "folder.summary": ("Summary",),
-    "loop": ("train",),
     "machine.guards": ("Interrupted",),
     "measure.validate": ("Validation",),
+    "run": ("train",),
     "saved": ("LoadedRun", "Prediction", "evaluate", "load_run", "predict"),
     "step.reuse": ("StepCache", "setup_key"),
 }

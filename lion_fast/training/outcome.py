@@ -1,6 +1,5 @@
 """From a run that has ended to its Summary."""
 
-from lion_fast.data.batches import Loader
 from lion_fast.training.folder.summary import Summary
 from lion_fast.training.machine.environment import (
     environment,
@@ -8,31 +7,32 @@ from lion_fast.training.machine.environment import (
     seconds_since_process_start,
 )
 from lion_fast.training.measure.validate import Validation
-from lion_fast.training.run import Run
+from lion_fast.training.stages import Equipped
 
 
 def summarize(
-    run: Run,
+    equipped: Equipped,
     validation: Validation,
-    loader: Loader,
     *,
     setup_seconds: float,
     total_seconds: float,
     data_wait_percent: float,
 ) -> Summary:
     """Return the outcome of a run that has ended, its last validation included."""
-    history, config, device = run.history, run.config, run.resolved.device
+    supplied, settled = equipped.supplied, equipped.supplied.settled
+    config, resolved, world_size = settled.config, settled.resolved, supplied.plan.world_size
+    history, loader = supplied.record.history, equipped.loader
     target = history.target_record
     images_per_second = len(history) * config.batch_size / history.seconds
     host_bytes, device_bytes = loader.memory_bytes()
     return Summary(
-        run=run.record.folder.path,
+        run=supplied.record.folder.path,
         steps=len(history),
         target_accuracy=config.target_accuracy,
         window=config.window,
         steps_to_target=target.step if target else None,
         seconds_to_target=target.seconds if target else None,
-        init_seconds=run.init_seconds,
+        init_seconds=supplied.init_seconds,
         setup_seconds=setup_seconds,
         train_seconds=history.seconds,
         total_seconds=total_seconds,
@@ -46,13 +46,14 @@ def summarize(
         data_wait_percent=data_wait_percent,
         loader_host_mib=host_bytes / 2**20,
         loader_device_mib=device_bytes / 2**20,
-        peak_memory_mib=peak_memory_mib(device),
-        num_parameters=sum(parameter.numel() for parameter in run.step.model.parameters()),
-        num_skipped_images=run.images.num_skipped + loader.num_skipped,
-        resolved=run.resolved.to_dict(),
+        peak_memory_mib=peak_memory_mib(resolved.device),
+        num_parameters=sum(parameter.numel() for parameter in equipped.step.model.parameters()),
+        num_skipped_images=supplied.images.num_skipped + loader.num_skipped,
+        resolved=resolved.to_dict(),
         config=config.to_dict(),
-        environment=environment(device),
-        world_size=run.world.size,
-        images_per_second_per_device=images_per_second / run.world.size,
-        reused=run.reused,
+        environment=environment(resolved.device),
+        world_size=world_size,
+        images_per_second_per_device=images_per_second / world_size,
+        data_fingerprint=supplied.images.facts().fingerprint,
+        reused=settled.prepared is not None,
     )

@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     # Loaded before the forks, so that these share it.
     import matplotlib.backends.backend_agg  # noqa: F401
 
-    import lion_fast.training.loop  # noqa: F401
+    import lion_fast.training.run  # noqa: F401
 
     rng, faults, total = random.Random(arguments.seed), list[str](), 0
     log = open(arguments.log or os.devnull, "w", newline="", encoding="utf-8")

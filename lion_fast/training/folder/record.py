@@ -20,19 +20,28 @@ from lion_fast.training.step.history import History, NonFiniteLoss, record_colum
 class RunRecord:
     """Keeps steps, validations and probes; mirrors them to CSV files as they come.
 
-    facts: what else every checkpoint holds.
+    num_aux: auxiliary heads. facts: what else every checkpoint holds.
     """
 
     def __init__(
         self,
         folder: RunFolder,
         config: TrainConfig,
-        history: History,
         num_aux: int,
         facts: dict[str, Any],
     ) -> None:
-        self._facts = facts
-        self.folder, self.config, self.history = folder, config, history
+        self.folder = folder
+        self.history = History(
+            num_heads=num_aux + 1,
+            batch_size=config.batch_size,
+            window=config.window,
+            target=config.target_accuracy,
+        )
+        self._config, self._facts = config.to_dict(), facts
+        self._is_probed = config.gradient_ratio_every > 0
+        self._wants_tensorboard = config.tensorboard
+        self._rates = "--lr or --muon-lr" if config.optimizer == "muon" else "--lr"
+        self._title = f"{Path(config.dataset).stem}  {config.arch}  {config.init}"
         self.validations: list[list[float]] = []
         self.probes: list[list[float]] = []
         self._num_aux = num_aux
@@ -47,9 +56,9 @@ class RunRecord:
         self._open_log("metrics", record_columns(len(heads)), steps)
         columns = ["step", "seconds", "loss", *(f"accuracy_head{h}" for h in heads)]
         self._open_log("validation", columns, self.validations)
-        if self.config.gradient_ratio_every:
+        if self._is_probed:
             self._open_log("probes", GradientProbe.columns(self._num_aux), self.probes)
-        if self.config.tensorboard:
+        if self._wants_tensorboard:
             self._tensorboard = _tensorboard_writer(
                 self.folder.path, purge_step=len(self.history) + 1
             )
@@ -79,10 +88,9 @@ class RunRecord:
 
     def _remedy(self) -> str:
         """Return what may keep the loss finite, of what this run has not got already."""
-        rates = "--lr or --muon-lr" if self.config.optimizer == "muon" else "--lr"
         if self._facts.get("precision") == "fp32":
-            return f"lower {rates}"
-        return f"lower {rates}, or take --precision fp32"
+            return f"lower {self._rates}"
+        return f"lower {self._rates}, or take --precision fp32"
 
     def is_validated(self, step: int) -> bool:
         """Whether the newest validation is that of `step`."""
@@ -129,7 +137,7 @@ class RunRecord:
             self.folder.path,
             {
                 "training": training_state,
-                "config": self.config.to_dict(),
+                "config": self._config,
                 "history": self.history.state(),
                 "validations": self.validations,
                 "probes": self.probes,
@@ -138,6 +146,10 @@ class RunRecord:
         )
         self.saved_step = len(self.history)
         self.flush()
+
+    def write_config(self) -> None:
+        """Write config.json, where a run that goes on was told something anew."""
+        self.folder.write_config(self._config)
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Restore from a checkpoint that `save` wrote."""
@@ -152,9 +164,8 @@ class RunRecord:
         self.folder.write_json("summary.json", summary.to_dict())
         facts = summary.environment
         self.folder.write_text("env.txt", "".join(f"{k}: {v}\n" for k, v in facts.items()))
-        title = f"{Path(self.config.dataset).stem}  {self.config.arch}  {self.config.init}"
         try:
-            plot_curves(self.history, self.folder.path / "curves.png", title)
+            plot_curves(self.history, self.folder.path / "curves.png", self._title)
         except (ImportError, OSError) as error:
             return [f"no curves.png, all else is written: {error}"]
         return []
@@ -173,6 +184,9 @@ class UnwrittenRecord(RunRecord):
             super().add_steps(rows, seconds)
         except UserError as error:
             raise SaidElsewhere(str(error)) from None
+
+    def write_config(self) -> None:
+        """Leave it to rank 0."""
 
     def save(self, training_state: dict[str, Any]) -> None:
         """Note that rank 0 saves here."""

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,6 +14,8 @@ from lion_fast.errors import UserError
 from lion_fast.training.folder.files import LOCK, DiskError, disk_advice, locked, write_atomically
 
 _CONFIG = "config.json"
+_MOST_BYTES = 150
+"""Of a data set's name in that of a run folder."""
 
 
 class RunFolder:
@@ -28,7 +31,8 @@ class RunFolder:
 
         Where an exception ends the block before anything else was written, the folder goes too.
         """
-        dataset = Path(config.dataset).stem
+        # A name has 255 bytes at most, and the rest of this one wants some.
+        dataset = os.fsencode(Path(config.dataset).stem)[:_MOST_BYTES].decode(errors="ignore")
         stamp = time.strftime("%Y%m%d-%H%M%S")
         name = f"{stamp}-{dataset}-{config.arch}-{config.init}-s{config.seed}"
         out = Path(config.out)
@@ -45,7 +49,7 @@ class RunFolder:
             raise UserError(f"cannot make a run folder in {out}: {error.strerror}") from None
         try:
             with locked(folder.path):
-                folder._write_first_config(config)
+                folder._write_first_config(config.to_dict())
                 yield folder
         except BaseException:
             folder._remove_if_bare()
@@ -56,7 +60,7 @@ class RunFolder:
         """Return an existing run folder and the config that its config.json holds."""
         file = Path(path) / _CONFIG
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(file.read_text(encoding="utf-8-sig"))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{path} is not a run folder: it has no config.json") from None
         except OSError as error:
@@ -68,13 +72,13 @@ class RunFolder:
         except (TypeError, UserError) as error:
             raise UserError(f"{file}: {error}") from None
 
-    def write_config(self, config: TrainConfig) -> None:
-        """Write config.json."""
-        self.write_json(_CONFIG, config.to_dict())
+    def write_config(self, values: dict[str, Any]) -> None:
+        """Write config.json from what `TrainConfig.to_dict` returned."""
+        self.write_json(_CONFIG, values)
 
-    def _write_first_config(self, config: TrainConfig) -> None:
+    def _write_first_config(self, values: dict[str, Any]) -> None:
         try:
-            self.write_config(config)
+            self.write_config(values)
         except DiskError as error:
             # Nothing is there to resume: the folder goes.
             raise UserError(f"cannot make a run folder: {error.reason}: free space first") from None

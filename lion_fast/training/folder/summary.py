@@ -54,6 +54,8 @@ class Summary:
     world_size: int = 1
     """Processes that trained together; seconds and memory are those of the first."""
     images_per_second_per_device: float | None = None
+    data_fingerprint: str | None = None
+    """What tells the images and labels from any others."""
     reused: bool = False
     """Whether compiled code, graphs and data are those of an earlier run in the same process."""
 

@@ -9,7 +9,6 @@ from typing import Self
 
 import torch
 
-from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -77,7 +76,7 @@ class StopSignals:
 
 
 @contextmanager
-def memory_advice(config: TrainConfig) -> Iterator[None]:
+def memory_advice(batch_size: int) -> Iterator[None]:
     """Turn running out of memory into one line that says what to lower."""
     try:
         yield
@@ -87,6 +86,6 @@ def memory_advice(config: TrainConfig) -> Iterator[None]:
             if "can't allocate memory" not in text:
                 raise
         raise UserError(
-            f"out of memory at batch_size {config.batch_size}: lower --batch-size"
+            f"out of memory at batch_size {batch_size}: lower --batch-size"
             " (or --image-size, --growth-rate, --base-width, --steps-per-run)"
         ) from error

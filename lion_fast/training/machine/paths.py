@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.open import BUILT_IN
+from lion_fast.data.sources import BUILT_IN
 
 
 def anchored(config: TrainConfig) -> TrainConfig:

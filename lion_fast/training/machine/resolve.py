@@ -2,21 +2,17 @@
 
 import shutil
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 
-from lion_fast.config import TrainConfig
+from lion_fast.config import BackboneName, Impl, TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.kernels import dense_obstacle, resolve_impl
 from lion_fast.models import STEM_CHANNELS, DeeplySupervised, DenseNetDS
-
-
-class Choice(NamedTuple):
-    """A value picked for a config field and the reason."""
-
-    value: str
-    reason: str
+from lion_fast.training.machine.choice import Choice
+from lion_fast.training.machine.device import capability, chosen_device, device_reason
+from lion_fast.training.machine.precision import choose_precision, compute_dtype
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Resolved:
     @property
     def compute_dtype(self) -> torch.dtype:
         """Dtype of convolutions and of the images fed to them."""
-        return _compute_dtype(self.precision)
+        return compute_dtype(self.precision)
 
     def to_dict(self) -> dict[str, str]:
         """Return the choices as strings, for summary.json."""
@@ -50,13 +46,13 @@ class Resolved:
 
 def resolve(config: TrainConfig) -> Resolved:
     """Decide every `auto` of `config` for this machine; raise UserError on what cannot run here."""
-    device = _device(config.device)
+    device = chosen_device(config.device)
     choices = {
-        "device": Choice(str(device), _device_reason(config.device, device)),
-        "engine": _engine(config, device),
-        "loader": _loader(config, device),
-        "precision": _precision(config, device),
-        "impl": _impl(config, device),
+        "device": Choice(str(device), device_reason(config.device, device)),
+        "engine": _engine(config.engine, device),
+        "loader": _loader(config.loader, device),
+        "precision": choose_precision(config.precision, device, cpu_bf16=config.cpu_bf16),
+        "impl": _impl(config.impl, device),
     }
     choices["backbone"] = _backbone(config, device, choices)
     return Resolved(
@@ -66,44 +62,7 @@ def resolve(config: TrainConfig) -> Resolved:
     )
 
 
-def _compute_dtype(precision: str) -> torch.dtype:
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device is {name!r}: take auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device is {name!r}: take auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(
-                f"device is {name!r} but torch sees no CUDA GPU: see `lion-fast doctor`"
-            )
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise UserError(f"device is {name!r} but this machine has {count} CUDA device(s)")
-    return device
-
-
-def _device_reason(asked: str, device: torch.device) -> str:
-    if asked != "auto":
-        return "asked for"
-    if device.type == "cuda":
-        return "the first CUDA GPU that torch sees"
-    return "torch sees no CUDA GPU"
-
-
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
-
-
-def _engine(config: TrainConfig, device: torch.device) -> Choice:
-    asked = config.engine
+def _engine(asked: str, device: torch.device) -> Choice:
     if device.type == "cpu":
         if asked == "graph":
             raise UserError("engine graph needs a CUDA GPU: on the CPU take eager or compile")
@@ -117,7 +76,7 @@ def _engine(config: TrainConfig, device: torch.device) -> Choice:
         )
     if asked != "auto":
         return Choice(asked, "asked for")
-    if _capability(device) < (7, 0):
+    if capability(device) < (7, 0):
         return Choice("eager", "torch.compile needs compute capability 7.0")
     return Choice("graph", "one launch runs whole training steps")
 
@@ -126,76 +85,21 @@ def _has_cpp_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
-def precision_refusal(precision: str, device: torch.device) -> str | None:
-    """Return why `device` cannot compute in that precision, with a remedy; None where it can."""
-    if device.type == "cpu":
-        if precision in ("tf32", "fp16"):
-            return f"precision {precision} needs a CUDA GPU: on the CPU take fp32 or bf16"
-        return None
-    major, minor = _capability(device)
-    if precision in ("bf16", "tf32") and major < 8:
-        return (
-            f"precision {precision} needs compute capability 8.0 and this GPU has {major}.{minor}:"
-            " take fp16 or fp32"
-        )
-    return None
-
-
-def _precision(config: TrainConfig, device: torch.device) -> Choice:
-    asked = config.precision
-    refusal = precision_refusal(asked, device)
-    if refusal is not None:
-        raise UserError(refusal)
+def _loader(asked: str, device: torch.device) -> Choice:
     if asked != "auto":
         return Choice(asked, "asked for")
-    if device.type == "cpu":
-        return _cpu_precision(config.cpu_bf16)
-    major, minor = _capability(device)
-    if major >= 8:
-        return Choice("bf16", f"compute capability {major}.{minor} has bf16 tensor cores")
-    if major >= 7:
-        return Choice(
-            "fp16", f"compute capability {major}.{minor} has fp16 but no bf16 tensor cores"
-        )
-    return Choice("fp32", f"compute capability {major}.{minor} has no tensor cores")
-
-
-def _cpu_precision(bf16_allowed: bool) -> Choice:
-    instructions = cpu_bf16_instructions()
-    if bf16_allowed and instructions:
-        return Choice("bf16", f"this CPU has {instructions}, and cpu_bf16 allows it")
-    if bf16_allowed:
-        return Choice("fp32", "this CPU has neither AVX512-BF16 nor AMX, and emulates bf16")
-    if instructions:
-        return Choice("fp32", f"{instructions} computes in bf16 if cpu_bf16 allows it")
-    return Choice("fp32", "the CPU's native arithmetic")
-
-
-def cpu_bf16_instructions() -> str | None:
-    """Return the name of this CPU's instructions for products in bf16, as torch sees them."""
-    # Not mkldnn's question whether bf16 is supported: it is, emulated, wherever AVX512 is.
-    if torch.cpu._is_amx_tile_supported():
-        return "AMX"
-    if torch.cpu._is_avx512_bf16_supported():
-        return "AVX512-BF16"
-    return None
-
-
-def _loader(config: TrainConfig, device: torch.device) -> Choice:
-    if config.loader != "auto":
-        return Choice(config.loader, "asked for")
     if device.type == "cpu":
         return Choice("resident", "the decoded set is in memory, and nothing is cheaper to read")
     # DALI is to be the default wherever it costs at most 2 % more; bench/bench_loaders.py will say.
     return Choice("resident", "one launch a batch; what dali costs beside it is not measured yet")
 
 
-def _impl(config: TrainConfig, device: torch.device) -> Choice:
+def _impl(asked: Impl, device: torch.device) -> Choice:
     try:
-        value = resolve_impl(config.impl, device)
+        value = resolve_impl(asked, device)
     except ValueError as error:
         raise UserError(str(error)) from None
-    if config.impl != "auto":
+    if asked != "auto":
         return Choice(value, "asked for")
     if value == "triton":
         return Choice(value, "fused kernels run on this GPU")
@@ -208,7 +112,7 @@ _MEASURED = {(9, 0): "1.21 ms a step with it, 2.54 with the modules, measured on
 
 
 def _backbone(config: TrainConfig, device: torch.device, choices: dict[str, Choice]) -> Choice:
-    dtype = _compute_dtype(choices["precision"].value)
+    dtype = compute_dtype(choices["precision"].value)
     if config.backbone == "modules":
         return Choice("modules", "asked for")
     if config.backbone == "fused":
@@ -219,9 +123,8 @@ def _backbone(config: TrainConfig, device: torch.device, choices: dict[str, Choi
         return Choice("modules", f"the fused backbone is densenet_ds's, and this is {config.arch}")
     if device.type == "cpu":
         return Choice("modules", "the fused backbone is for GPUs: its kernels need one")
-    capability = _capability(device)
-    if capability not in _MEASURED:
-        major, minor = capability
+    major, minor = capability(device)
+    if (major, minor) not in _MEASURED:
         return Choice("modules", f"backbone fused is not measured on capability {major}.{minor}")
     for name, timed in (("engine", "graph"), ("precision", "bf16"), ("impl", "triton")):
         if choices[name].value != timed:
@@ -229,7 +132,7 @@ def _backbone(config: TrainConfig, device: torch.device, choices: dict[str, Choi
             return Choice("modules", f"backbone fused is not measured with {found}")
     if obstacle := _fused_obstacle(config, device, dtype):
         return Choice("modules", f"the fused backbone cannot run: {obstacle}")
-    return Choice("fused", _MEASURED[capability])
+    return Choice("fused", _MEASURED[major, minor])
 
 
 def _fused_obstacle(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -248,7 +151,7 @@ def _fused_refusal(obstacle: str) -> UserError:
 
 
 def fit_backbone(
-    config: TrainConfig,
+    asked: BackboneName,
     resolved: Resolved,
     model: DeeplySupervised,
     image_size: tuple[int, int],
@@ -259,17 +162,17 @@ def fit_backbone(
     """Return `resolved` with the backbone that can train this model on these images.
 
     Where `auto` had taken the fused one and it cannot, the modules do; where it was asked for, this
-    raises UserError. image_size: (height, width). shares_norms: whether batch norms are to see the
-    images of other processes too, which the kernels do not.
+    raises UserError. asked: the config's. image_size: (height, width). shares_norms: whether batch
+    norms are to see the images of other processes too, which the kernels do not.
     """
     if resolved.backbone != "fused":
         return resolved
     obstacle = _model_obstacle(resolved, model, image_size, batch_size)
-    if config.backbone == "auto" and shares_norms:
+    if asked == "auto" and shares_norms:
         obstacle = obstacle or "batch norms are shared among processes"
     if obstacle is None:
         return resolved
-    if config.backbone == "fused":
+    if asked == "fused":
         raise _fused_refusal(obstacle)
     reasons = resolved.reasons | {"backbone": f"the fused backbone cannot run: {obstacle}"}
     return replace(resolved, backbone="modules", reasons=reasons)
@@ -306,13 +209,13 @@ def _kernel_obstacle(
         stem_channels=sizes[0],
         growth_rate=sizes[1],
         block_layers=sizes[2],
-        capability=_capability(device) if device.type == "cuda" else None,
+        capability=capability(device) if device.type == "cuda" else None,
         dtype=dtype,
     )
 
 
-def remarks(config: TrainConfig, resolved: Resolved) -> list[str]:
+def remarks(asked: BackboneName, resolved: Resolved) -> list[str]:
     """Return what a run says first of a choice that its images have a part in, with the reason."""
-    if config.backbone != "auto" or resolved.device.type == "cpu":
+    if asked != "auto" or resolved.device.type == "cpu":
         return []
     return [f"backbone {resolved.backbone}: {resolved.reasons['backbone']}"]

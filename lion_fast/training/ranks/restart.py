@@ -10,17 +10,21 @@ import os
 from pathlib import Path
 from urllib.parse import quote
 
-from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 
 
-def restarted_run(config: TrainConfig) -> Path | None:
-    """Return the run folder that an earlier attempt of this torchrun job has made, if any.
+def is_job() -> bool:
+    """Whether torchrun has started this process, alone or among others."""
+    return bool(os.environ.get("TORCHELASTIC_RUN_ID"))
+
+
+def restarted_run(out: Path) -> Path | None:
+    """Return the run folder in `out` that an earlier attempt of this torchrun job made, if any.
 
     The first attempt of a job removes what an earlier job of the same id left. Raises UserError if
     the marker cannot be read or removed.
     """
-    marker = _marker(config)
+    marker = _marker(out)
     if marker is None:
         return None
     try:
@@ -35,9 +39,9 @@ def restarted_run(config: TrainConfig) -> Path | None:
     return run if (run / "config.json").exists() else None
 
 
-def mark_run(config: TrainConfig, run: Path) -> None:
+def mark_run(out: Path, run: Path) -> None:
     """Let later attempts of this torchrun job go on with `run`; raise UserError if that fails."""
-    marker = _marker(config)
+    marker = _marker(out)
     if marker is None:
         return
     try:
@@ -47,13 +51,13 @@ def mark_run(config: TrainConfig, run: Path) -> None:
         raise UserError(f"cannot write {marker}: {error.strerror}") from None
 
 
-def unmark_run(config: TrainConfig) -> None:
+def unmark_run(out: Path) -> None:
     """Forget a run that has ended well."""
-    marker = _marker(config)
+    marker = _marker(out)
     if marker is not None:
         marker.unlink(missing_ok=True)
 
 
-def _marker(config: TrainConfig) -> Path | None:
+def _marker(out: Path) -> Path | None:
     job = os.environ.get("TORCHELASTIC_RUN_ID")
-    return Path(config.out) / f".torchrun-{quote(job, safe='')}" if job else None
+    return out / f".torchrun-{quote(job, safe='')}" if job else None

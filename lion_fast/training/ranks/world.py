@@ -1,4 +1,4 @@
-"""Processes that train one network together: how they meet, and what they agree on.
+"""What processes that train one network together agree on; `meeting` is where they meet.
 
 torchrun starts them. Every decision of a run follows from numbers that all of them have, so that
 they stop, validate and save at the same step; what may fail on one alone is agreed upon, so that
@@ -8,7 +8,6 @@ none waits for another that has gone.
 import hashlib
 import platform
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,13 +25,12 @@ from lion_fast import kernels
 from lion_fast.config import TrainConfig
 from lion_fast.errors import SaidElsewhere, UserError
 from lion_fast.training.machine.resolve import Resolved
-from lion_fast.training.ranks.torchrun import Ranks, ranks_here
+from lion_fast.training.ranks.torchrun import Ranks
 
 _Value = TypeVar("_Value")
 
 # The longest that one process may be busy while others wait: a download of CIFAR-10.
-_TIMEOUT = timedelta(minutes=30)
-_SAYING_SECONDS = 1.0
+TIMEOUT = timedelta(minutes=30)
 # Where things lie may differ between machines; the data themselves are compared.
 _MAY_DIFFER = ("dataset", "data_dir", "out")
 
@@ -152,7 +150,7 @@ class World:
             return
         torch.cuda.set_device(resolved.device)
         # With device_id the communicator is formed here, before any capture.
-        group = dist.new_group(backend="nccl", timeout=_TIMEOUT, device_id=resolved.device)
+        group = dist.new_group(backend="nccl", timeout=TIMEOUT, device_id=resolved.device)
         assert isinstance(group, dist.ProcessGroup)
         self.group = group
 
@@ -192,58 +190,6 @@ class World:
         if self.size > 1:
             for tensor in model.state_dict().values():
                 dist.broadcast(tensor, 0, group=self.group)
-
-
-ALONE = World()
-
-
-@contextmanager
-def joined() -> Iterator[World]:
-    """Meet the other processes that torchrun started, if any, and leave them at the end.
-
-    A process group that the caller has opened is used and stays open. Raises UserError when they
-    cannot meet, and when one of them has gone.
-    """
-    ranks = ranks_here()
-    if ranks.size == 1:
-        yield ALONE
-        return
-    is_ours = not dist.is_initialized()
-    if is_ours:
-        _meet(ranks)
-    try:
-        yield World(ranks)
-    except SaidElsewhere:
-        if is_ours:
-            # torchrun ends all processes once one has ended: let the one that speaks do so first.
-            time.sleep(_SAYING_SECONDS)
-        raise
-    except RuntimeError as error:
-        # Leaving properly would wait for those that have gone.
-        if not _is_loss(error):
-            raise
-        raise UserError(
-            f"rank {ranks.rank} lost another process of the run, whose own message says why: start"
-            " all again, with --resume where there is a checkpoint"
-        ) from None
-    if is_ours:
-        dist.destroy_process_group()
-
-
-def _meet(ranks: Ranks) -> None:
-    try:
-        dist.init_process_group("gloo", timeout=_TIMEOUT)
-    except (ValueError, RuntimeError) as error:
-        text = str(error).splitlines()[0][:200]
-        raise UserError(
-            f"rank {ranks.rank} cannot meet the other processes ({text}): start all of them with"
-            " torchrun, with a --master-port that is free"
-        ) from None
-
-
-def _is_loss(error: RuntimeError) -> bool:
-    text = str(error)
-    return isinstance(error, dist.DistError) or "gloo" in text or "Connection closed" in text
 
 
 @cache

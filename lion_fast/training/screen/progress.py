@@ -5,11 +5,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from lion_fast.config import TrainConfig
 from lion_fast.data.batches import Loader
 from lion_fast.training.folder.record import RunRecord
 from lion_fast.training.machine.environment import peak_memory_mib
-from lion_fast.training.screen.console import Console, Progress
+from lion_fast.training.screen.console import Console
+from lion_fast.training.screen.printed import Progress
 from lion_fast.training.step.history import History
 
 
@@ -49,20 +49,27 @@ class Steady:
 
 
 class Reporter:
-    """Shows a log line whenever the meter has passed the next multiple of log_every."""
+    """Shows a log line whenever the meter has passed the next multiple of `log_every` steps."""
 
     def __init__(
-        self, console: Console, config: TrainConfig, history: History, device: torch.device
+        self,
+        console: Console,
+        history: History,
+        device: torch.device,
+        *,
+        log_every: int,
+        max_steps: int,
     ) -> None:
-        self._console, self._config, self._history, self._device = console, config, history, device
+        self._console, self._history, self._device = console, history, device
+        self._log_every, self._max_steps = log_every, max_steps
         self._seconds_before = history.seconds
         self._step, self._seconds = len(history), history.seconds
 
     def report(self, record: RunRecord, loader: Loader) -> None:
         """Show the line if it is due, and hand what was recorded to the operating system."""
-        history, config = self._history, self._config
+        history = self._history
         step = len(history)
-        if step // config.log_every == self._step // config.log_every:
+        if step // self._log_every == self._step // self._log_every:
             return
         record.flush()
         interval = history.records[self._step : step]
@@ -70,11 +77,11 @@ class Reporter:
         self._console.progress(
             Progress(
                 step=step,
-                max_steps=config.max_steps,
+                max_steps=self._max_steps,
                 loss=sum(record.loss for record in interval) / len(interval),
                 accuracy=history.recent_accuracy(),
                 gradient_ratio=record.last_gradient_ratio,
-                images_per_second=len(interval) * config.batch_size / seconds,
+                images_per_second=len(interval) * history.batch_size / seconds,
                 step_milliseconds=1000 * seconds / len(interval),
                 data_wait_percent=self.data_wait_percent(loader),
                 memory_mib=peak_memory_mib(self._device),
@@ -86,10 +93,3 @@ class Reporter:
         """Return the share of this process's training time in which the host awaited a batch."""
         trained = self._history.seconds - self._seconds_before
         return 100 * loader.data_wait_seconds / trained if trained else 0.0
-
-
-def farewell(record: RunRecord) -> str:
-    """Return the last line of an interrupted run."""
-    if record.saved_step is None:
-        return "interrupted before the first step: nothing was trained"
-    return f"interrupted at step {record.saved_step}: go on with --resume {record.folder.path}"

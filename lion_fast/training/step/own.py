@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.dataset import DataSet
-from lion_fast.data.open import open_data
 from lion_fast.errors import UserError
-from lion_fast.models import DeeplySupervised, build_model
+from lion_fast.models import DeeplySupervised
 from lion_fast.training.machine.resolve import Resolved
 from lion_fast.training.step.optimizers import MuonAdamW, build_optimizer, rate_factor
 
@@ -54,15 +53,10 @@ class Own:
             )
         return replace(config, dataset=self.images.name)
 
-    def open_images(self, config: TrainConfig, resolved: Resolved) -> DataSet:
-        """Return the run's images."""
-        return self.images if self.images is not None else open_data(config, resolved.loader)
-
-    def network(self, config: TrainConfig, images: DataSet) -> DeeplySupervised:
-        """Return the run's network, not initialised yet; raises UserError if it is of no use."""
-        if self.model is None:
-            return build_model(config, images.num_classes, images.image_size)
+    def network(self, images: DataSet) -> DeeplySupervised:
+        """Return the caller's network, not initialised yet; raises UserError if it is of no use."""
         model = self.model
+        assert model is not None
         if not isinstance(model, nn.Module):
             model = model(images.num_classes, images.image_size)
         if not isinstance(model, DeeplySupervised):

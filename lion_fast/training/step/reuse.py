@@ -8,13 +8,14 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from lion_fast.config import TrainConfig, fields_of
 from lion_fast.data.batches import Loader
 from lion_fast.data.dataset import DataSet
-from lion_fast.data.open import BUILT_IN
+from lion_fast.data.sources import BUILT_IN
 from lion_fast.errors import UserError
 from lion_fast.training.machine.paths import anchored
 from lion_fast.training.machine.resolve import Resolved, resolve
@@ -42,19 +43,21 @@ def setup_key(config: TrainConfig, resolved: Resolved | None = None) -> tuple[Ha
     set is told apart by the times of its folders, an .npz by its time and size. resolved: that of
     `config` where it is known. Raises UserError on what cannot run here.
     """
-    config = anchored(config)
-    resolved = resolved or resolve(config)
+    return _baked(anchored(config), resolved or resolve(config))
+
+
+def _baked(config: TrainConfig, resolved: Resolved) -> tuple[Hashable, ...]:
     free = _RESET if resolved.engine == "graph" else _RESET | _CAPTURED
     chosen: dict[str, object] = config.to_dict() | resolved.to_dict()
     baked = tuple((name, value) for name, value in sorted(chosen.items()) if name not in free)
     # Inductor's code for a CPU is written for so many threads.
-    return (*baked, torch.get_num_threads(), _stamp(config))
+    return (*baked, torch.get_num_threads(), _stamp(config.dataset))
 
 
-def _stamp(config: TrainConfig) -> Hashable:
+def _stamp(dataset: str) -> Hashable:
     """Return what changes when someone changes the files of the data set."""
-    path = Path(config.dataset).expanduser()
-    if config.dataset in BUILT_IN or not path.exists():
+    path = Path(dataset).expanduser()
+    if dataset in BUILT_IN or not path.exists():
         return None
     folders = [path, *sorted(path.glob("*")), *sorted(path.glob("*/*/"))] if path.is_dir() else []
     stats = [each.stat() for each in folders or [path]]
@@ -115,13 +118,30 @@ class StepCache:
                 prepared.loader.close()
 
 
-def reuse_key(config: TrainConfig, resolved: Resolved, own: Own) -> Hashable | None:
-    """Return under what key the step of a run is kept; None where it cannot be.
+class Shelf(NamedTuple):
+    """Where in a cache a run's step is looked for, and kept once the run has ended."""
 
-    An own network or optimizer has state that nothing here can reset. Own images are kept apart by
-    their identity: the same object is the same data.
-    """
-    if {*own.names()} - {"images"}:
-        return None
-    images = () if own.images is None else (id(own.images),)
-    return (*setup_key(config, resolved), *images)
+    cache: StepCache
+    key: Hashable
+
+    @classmethod
+    def of(
+        cls, cache: StepCache, config: TrainConfig, resolved: Resolved, own: Own
+    ) -> "Shelf | None":
+        """Return the place of a run, whose paths are absolute; None where it has none.
+
+        An own network or optimizer has state that nothing here can reset. Own images are kept apart
+        by their identity: the same object is the same data.
+        """
+        if {*own.names()} - {"images"}:
+            return None
+        images = () if own.images is None else (id(own.images),)
+        return cls(cache, (*_baked(config, resolved), *images))
+
+    def take(self) -> Prepared | None:
+        """Hand over the step that is held; see `StepCache.take`."""
+        return self.cache.take(self.key)
+
+    def keep(self, prepared: Prepared) -> None:
+        """Hold a step for the next run of its like."""
+        self.cache.keep(self.key, prepared)

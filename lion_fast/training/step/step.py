@@ -15,7 +15,7 @@ from lion_fast.models import DeeplySupervised
 from lion_fast.training.machine.resolve import Resolved
 from lion_fast.training.ranks.sharing import Sharing
 from lion_fast.training.step.batch_counts import BatchCounts
-from lion_fast.training.step.history import write_row
+from lion_fast.training.step.history import row_width, write_row
 from lion_fast.training.step.losses import LossOptions
 from lion_fast.training.step.own import DEFAULT, Own, starts_at_zero
 from lion_fast.training.step.weight_casts import WeightCasts
@@ -47,6 +47,11 @@ class TrainStep:
         fused = resolved.backbone == "fused"
         self._weight_casts = WeightCasts(model, torch.float32 if fused else resolved.compute_dtype)
         self._forward = _forward(model, self.loss, resolved)
+
+    @property
+    def row_width(self) -> int:
+        """Floats of a row that a step writes: what it measured and, where shared, a stop flag."""
+        return row_width(len(list(self.model.heads))) + (self.sharing is not None)
 
     def compile(self) -> None:
         """Put forward and backward through torch.compile, as `nn.Module.compile` does, in place."""
