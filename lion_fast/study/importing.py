@@ -17,6 +17,8 @@ from lion_fast.study.grid import Study, course
 from lion_fast.study.store import Store
 from lion_fast.study.stored import DATA, SUMMARY_KEYS, Table
 
+_SAME_NUMBERS = frozenset({"0.1.0", "0.2.0"})
+"""Versions whose runs of one config take the same course."""
 _RESOLVED = ("device", "engine", "loader", "precision", "impl", "backbone")
 _OF_A_SUMMARY = frozenset(
     {
@@ -79,7 +81,8 @@ def import_csv(study: Study, out: Path, folders: Sequence[Path]) -> list[Importe
 
 def _check_version(folder: Path, summaries: Sequence[dict[str, str]]) -> None:
     versions = {version for row in summaries if (version := row.get("lion-fast"))}
-    if others := sorted(versions - {lion_fast.__version__}):
+    same = _SAME_NUMBERS if lion_fast.__version__ in _SAME_NUMBERS else {lion_fast.__version__}
+    if others := sorted(versions - same):
         raise UserError(
             f"{folder} was exported from lion-fast {others[0]} and this is {lion_fast.__version__}:"
             " its numbers may differ by that"
