@@ -14,8 +14,9 @@ OLDEST_TESTS := kernel_rules heads heads_op pooled_heads augment muon dense_kern
 	dense_kernels_plan dense_reference fused_backbone engine models rivals cli \
 	stand_in_rules stand_in_runs stand_in_launches stand_in_study
 
-.PHONY: setup ready run test test-oldest lint format bench bench-report studies-report \
-	bench-compare gpu gpu-pack clean
+MAKEFLAGS += --no-print-directory
+.PHONY: setup ready run check checked-tests test test-oldest lint format bench bench-report \
+	studies-report bench-compare gpu gpu-pack clean
 
 setup:
 	test -x $(BIN)/python || $(PYTHON3) -m venv $(VENV)
@@ -23,21 +24,35 @@ setup:
 	@printf '%s\n' '$(WANTED)' > $(STAMP)
 
 ready:
-	@test "$$(cat $(STAMP) 2>/dev/null)" = '$(WANTED)' || $(MAKE) --no-print-directory setup
+	@test "$$(cat $(STAMP) 2>/dev/null)" = '$(WANTED)' || $(MAKE) setup
 
 run: ready
 	$(BIN)/lion-fast study quickstart --jobs 2
 	$(BIN)/lion-fast report quickstart
 
 # Two processes of one thread each: two of two threads would wait for each other on two cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+# What changes most: kernels in the interpreter at small size, init, config, data and structure.
+CHECKED := structure config init lion_dg odd_heads lsuv heads augment muon dispatch \
+	dense_reference kernel_rules plan loaders images own_data subset cifar decode resolve \
+	history losses weight_casts figures
+
+# Before a commit: under two minutes on two cores.
+check: ready
+	$(MAKE) --jobs 2 --output-sync=target lint checked-tests
+
+checked-tests: ready
+	$(PYTEST) --quiet -m 'not slow' $(CHECKED:%=tests/test_%.py)
+
+# Everything.
 test: ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(PYTEST)
 	$(BIN)/python -m pytest bench --benchmark-disable --quiet
 
 # What an older torch or Triton can break: every kernel compiled for the GPUs that run them all, the
 # kernels in the interpreter, engines and a study on the stand-in, and the CLI.
 test-oldest:
-	$(MAKE) --no-print-directory $(OLDEST) ready
+	$(MAKE) $(OLDEST) ready
 	$(VENV_OLDEST)/bin/python -m lion_fast.kernels.aot --capability 80 90
 	OMP_NUM_THREADS=1 $(VENV_OLDEST)/bin/python -m pytest --numprocesses 2 --dist worksteal \
 		$(OLDEST_TESTS:%=tests/test_%.py)

@@ -11,7 +11,7 @@ from setuptools import setup
 
 setup(
     name="lion-fast",
-    version="0.1.0",
+    version="0.2.0",
     description="Fast, trustworthy training of deeply-supervised classifiers with LION-DG",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

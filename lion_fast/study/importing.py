@@ -12,11 +12,13 @@ import lion_fast
 from lion_fast.config import REMOVED, TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.study.data import DataHere, finished, known_data, num_unknown, source_of
-from lion_fast.study.export import NAMES
+from lion_fast.study.export import NAMES, UNREADABLE, open_table
 from lion_fast.study.grid import Study, course
 from lion_fast.study.store import Store
 from lion_fast.study.stored import DATA, SUMMARY_KEYS, Table
 
+_SAME_NUMBERS = frozenset({"0.1.0", "0.2.0"})
+"""Versions whose runs of one config take the same course."""
 _RESOLVED = ("device", "engine", "loader", "precision", "impl", "backbone")
 _OF_A_SUMMARY = frozenset(
     {
@@ -79,7 +81,8 @@ def import_csv(study: Study, out: Path, folders: Sequence[Path]) -> list[Importe
 
 def _check_version(folder: Path, summaries: Sequence[dict[str, str]]) -> None:
     versions = {version for row in summaries if (version := row.get("lion-fast"))}
-    if others := sorted(versions - {lion_fast.__version__}):
+    same = _SAME_NUMBERS if lion_fast.__version__ in _SAME_NUMBERS else {lion_fast.__version__}
+    if others := sorted(versions - same):
         raise UserError(
             f"{folder} was exported from lion-fast {others[0]} and this is {lion_fast.__version__}:"
             " its numbers may differ by that"
@@ -240,7 +243,7 @@ def _named(path: Path, key: str) -> Iterator[None]:
 def _read(path: Path, wanted: frozenset[str]) -> Iterator[dict[str, str]]:
     """Yield the rows of an export, which has the columns `wanted` at least; raises UserError."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with open_table(path) as file:
             rows = csv.reader(file)
             columns = next(rows, [])
             if missing := wanted - set(columns):
@@ -252,6 +255,6 @@ def _read(path: Path, wanted: frozenset[str]) -> Iterator[dict[str, str]]:
                         f" {len(columns)} names: it was cut or edited; export it anew"
                     )
                 yield dict(zip(columns, row, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UNREADABLE as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the export {path}: {reason}") from None
