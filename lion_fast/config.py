@@ -36,17 +36,26 @@ def _field_of(role: Role, default: _Value) -> _Value:
 
 
 def numbers(default: _Value) -> _Value:
-    """Return a field that decides the course of training: data, network, loss, length, target."""
+    """Return a field that decides what is learned: data, network, loss, length, target.
+
+    A resumed run keeps it, and a study's runs are told apart by it.
+    """
     return _field_of("numbers", default)
 
 
 def execution(default: _Value) -> _Value:
-    """Return a field that decides how steps execute and what else is measured: a run's seconds."""
+    """Return a field that decides where and how steps execute and what else is measured.
+
+    A resumed run may be told it anew; its seconds, and the last digits of its numbers, then differ.
+    """
     return _field_of("execution", default)
 
 
 def housekeeping(default: _Value) -> _Value:
-    """Return a field that no result depends on: where things lie, what is saved and shown."""
+    """Return a field that no result depends on: where things lie, what is saved and shown.
+
+    A resumed run may be told it anew, and nothing differs.
+    """
     return _field_of("housekeeping", default)
 
 
@@ -215,7 +224,10 @@ class TrainConfig:
         }
 
     def check_resumable_as(self, other: "TrainConfig") -> None:
-        """Raise UserError that lists what `other` would change in a run started as `self`."""
+        """Raise UserError that lists what `other` would change of what a run as `self` learns.
+
+        The data set may lie elsewhere by now: its fingerprint says whether it is the same.
+        """
         before, after = self.to_dict(), other.to_dict()
         changed = [
             f"{name} {before[name]} -> {after[name]}"
@@ -320,8 +332,9 @@ _MOST: dict[str, int] = {"seed": 2**63 - 1, "image_size": 4096, "num_workers": 1
 # Fields that earlier versions wrote, with the one value that means what a run does today.
 REMOVED: dict[str, object] = {"fewer_launches": False}
 
-# What a resumed run may be told anew: how far to go, besides what no result depends on.
-FREE_ON_RESUME = fields_of("housekeeping") | {"max_steps"}
+# What a resumed run may be told anew: all but what is learned, how far to go, and where the images
+# lie, which are known by their fingerprint.
+FREE_ON_RESUME = fields_of("housekeeping") | fields_of("execution") | {"max_steps", "dataset"}
 
 PRESETS: dict[str, TrainConfig] = {
     "paper": TrainConfig(dataset="cifar10"),

@@ -116,7 +116,7 @@ class WorkersLoader(Loader):
         except (OSError, EOFError) as error:  # the process that held the batch is gone
             self._reap()
             raise RuntimeError(
-                "a DataLoader worker died, perhaps killed for want of memory: lower num_workers"
+                "a DataLoader worker died, perhaps killed for want of memory: lower --num-workers"
             ) from error
         self.data_wait_seconds += time.perf_counter() - started
         if batch is None:

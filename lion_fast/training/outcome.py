@@ -54,5 +54,6 @@ def summarize(
         environment=environment(resolved.device),
         world_size=world_size,
         images_per_second_per_device=images_per_second / world_size,
+        resumed=supplied.resumed,
         reused=settled.prepared is not None,
     )

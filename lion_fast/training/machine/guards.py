@@ -86,6 +86,6 @@ def memory_advice(batch_size: int) -> Iterator[None]:
             if "can't allocate memory" not in text:
                 raise
         raise UserError(
-            f"out of memory at batch_size {batch_size}: lower --batch-size"
-            " (or --image-size, --growth-rate, --base-width, --steps-per-run)"
+            f"out of memory at batch_size {batch_size}: start anew with a lower --batch-size"
+            " (or --image-size, --growth-rate, --base-width), or lower --steps-per-run"
         ) from error

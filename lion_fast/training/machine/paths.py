@@ -1,10 +1,13 @@
 """Paths that a user gave, as they serve from any folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.open import BUILT_IN
+from lion_fast.errors import UserError
 
 
 def anchored(config: TrainConfig) -> TrainConfig:
@@ -15,3 +18,19 @@ def anchored(config: TrainConfig) -> TrainConfig:
     if config.data_dir is not None:
         config = replace(config, data_dir=Path(config.data_dir).expanduser().absolute())
     return config
+
+
+@contextmanager
+def moved_advice(dataset: str, has_trained: bool = True) -> Iterator[None]:
+    """Say of the images of an earlier run that cannot be opened, where they are gone, what to do.
+
+    has_trained: whether there is an earlier run.
+    """
+    try:
+        yield
+    except UserError:
+        if not has_trained or dataset in BUILT_IN or Path(dataset).expanduser().exists():
+            raise
+        raise UserError(
+            f"the run's images are no longer at {dataset}: say with --dataset where they lie now"
+        ) from None

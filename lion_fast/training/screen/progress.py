@@ -1,7 +1,7 @@
 """What a run tells its console while it trains."""
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 
@@ -33,13 +33,15 @@ class Steady:
 
     def stage(self, text: str) -> AbstractContextManager[None]:
         """Show while it lasts what is done apart from training."""
-        return nullcontext() if self._broken else self._console.stage(text)
+        shown = ExitStack()
+        self._attempt(lambda: shown.enter_context(self._console.stage(text)))
+        return shown
 
     def close(self) -> None:
         """End the display."""
         self._attempt(self._console.close)
 
-    def _attempt(self, show: Callable[[], None]) -> None:
+    def _attempt(self, show: Callable[[], object]) -> None:
         if self._broken:
             return
         try:
