@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
@@ -26,11 +26,35 @@ from lion_fast.arguments import (
 from lion_fast.config import PRESETS, TrainConfig
 from lion_fast.errors import SaidElsewhere, UserError
 from lion_fast.output import OUTPUT, complain, guard_streams, say
+from lion_fast.places import place
 from lion_fast.training.ranks.torchrun import ranks_here
 from lion_fast.training.screen.console import make_console
 
 if TYPE_CHECKING:
     from lion_fast.study.grid import Study
+
+
+_Arguments = TypeVar("_Arguments")
+
+
+def _parsed(
+    kind: type[_Arguments],
+    arguments: Sequence[str],
+    command: str,
+    default: _Arguments | None = None,
+) -> _Arguments:
+    """Return what the command line says; raise UserError on a place that cannot be meant."""
+    prog = f"lion-fast {command}"
+    if default is None:
+        parsed = tyro.cli(kind, args=arguments, prog=prog)
+    else:
+        parsed = tyro.cli(kind, args=arguments, default=default, prog=prog)
+    for name, value in vars(parsed).items():
+        if isinstance(value, Path):
+            setattr(parsed, name, place(value))
+        elif isinstance(value, tuple):
+            setattr(parsed, name, tuple(place(v) if isinstance(v, Path) else v for v in value))
+    return parsed
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -39,9 +63,9 @@ def _train(arguments: Sequence[str]) -> int:
     if resume is not None:
         from lion_fast.training.folder.run_folder import RunFolder
 
-        config = RunFolder.open(Path(resume))[1]
+        config = RunFolder.open(resume)[1]
     default = TrainArguments.starting_from(config)
-    parsed = tyro.cli(TrainArguments, args=arguments, default=default, prog="lion-fast train")
+    parsed = _parsed(TrainArguments, arguments, "train", default)
     wanted = TrainConfig(**vars(parsed.config))
     if parsed.resume is not None:
         if parsed.preset is not None:
@@ -68,7 +92,7 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _eval(arguments: Sequence[str]) -> int:
-    parsed = tyro.cli(EvalArguments, args=arguments, prog="lion-fast eval")
+    parsed = _parsed(EvalArguments, arguments, "eval")
 
     console = make_console(0, quiet=parsed.quiet)
     with closing(console):
@@ -83,7 +107,7 @@ def _eval(arguments: Sequence[str]) -> int:
 
 
 def _predict(arguments: Sequence[str]) -> int:
-    parsed = tyro.cli(PredictArguments, args=arguments, prog="lion-fast predict")
+    parsed = _parsed(PredictArguments, arguments, "predict")
     if not parsed.images:
         raise UserError("predict needs images: lion-fast predict RUN IMAGES...")
 
@@ -106,7 +130,7 @@ def _end_with_json(values: dict[str, Any], asked: bool) -> None:
 
 
 def _doctor(arguments: Sequence[str]) -> int:
-    tyro.cli(DoctorArguments, args=arguments, prog="lion-fast doctor")
+    _parsed(DoctorArguments, arguments, "doctor")
 
     from lion_fast.training.machine.doctor import doctor
 
@@ -115,7 +139,7 @@ def _doctor(arguments: Sequence[str]) -> int:
 
 
 def _study(arguments: Sequence[str]) -> int:
-    parsed = tyro.cli(StudyArguments, args=arguments, prog="lion-fast study")
+    parsed = _parsed(StudyArguments, arguments, "study")
     parsed.check()
 
     from lion_fast.report.results import study_as_stored
@@ -191,7 +215,7 @@ def _run_study(study: "Study", parsed: StudyArguments) -> int:
 
 
 def _report(arguments: Sequence[str]) -> int:
-    parsed = tyro.cli(ReportArguments, args=arguments, prog="lion-fast report")
+    parsed = _parsed(ReportArguments, arguments, "report")
     if not parsed.subjects:
         raise UserError("report needs names of studies that have run: lion-fast report quickstart")
 
@@ -252,8 +276,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     guard_streams()
     OUTPUT.loss = None
     try:
-        code = _dispatch(arguments)
-        OUTPUT.flush()
+        try:
+            code = _dispatch(arguments)
+        finally:  # tyro ends a help with an exit
+            OUTPUT.flush()
     except SaidElsewhere:
         return 2
     except UserError as error:

@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from lion_fast.errors import UserError
+from lion_fast.places import place
 
 Arch = Literal["densenet_ds", "resnet_ds"]
 Placement = Literal["side_tap", "residual"]
@@ -181,6 +182,8 @@ class TrainConfig:
     it."""
     out: Path = housekeeping(Path("runs"))
     """Folder in which the run folder is made."""
+    rendezvous_timeout: float = housekeeping(600.0)
+    """Where several processes share a run: seconds to wait for all of them to start."""
     tensorboard: bool = housekeeping(False)
     """Also write TensorBoard event files to the run folder."""
 
@@ -189,6 +192,7 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             value = _typed(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
+        place(self.dataset)  # kept as it was typed, which tells the runs of a study apart
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
@@ -287,8 +291,10 @@ def _typed(field: "dataclasses.Field[Any]", value: Any) -> Any:
         return int(value)
     if wanted is float and isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
-    if wanted in (str, Path) and isinstance(value, str | Path):
-        return wanted(value)
+    if wanted is Path and isinstance(value, str | Path):
+        return place(value)
+    if wanted is str and isinstance(value, str | Path):
+        return str(value)
     described = _WANTED.get(wanted, "a path")
     raise UserError(f"{field.name} is {value!r}: it must be {described}")
 
@@ -323,6 +329,7 @@ _LEAST: dict[str, float] = {
     "checkpoint_every": 0,
     "log_every": 1,
     "gradient_ratio_every": 0,
+    "rendezvous_timeout": 1,
 }
 
 # Torch's and numpy's generators take a seed of 63 bits; an image of more pixels than 4096x4096 is

@@ -8,7 +8,7 @@ import errno
 import json
 import os
 import sys
-from typing import IO, Any
+from typing import Any, TextIO
 
 # A reader that has ended (`| head`), and a terminal that has.
 _GONE = (errno.EPIPE, errno.EIO)
@@ -105,7 +105,7 @@ def guard_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _write(stream: IO[str] | None, text: str) -> None:
+def _write(stream: TextIO | None, text: str) -> None:
     """Write lines; raise OSError where the stream cannot take them, nothing where there is none."""
     if stream is None or stream.closed:
         return
@@ -116,7 +116,7 @@ def _write(stream: IO[str] | None, text: str) -> None:
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
-def _silence(stream: IO[str] | None) -> None:
+def _silence(stream: TextIO | None) -> None:
     """Send to nowhere what is still to be written, so that the interpreter ends quietly."""
     try:
         descriptor = stream.fileno() if stream is not None else -1

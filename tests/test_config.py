@@ -49,7 +49,7 @@ def test_every_field_states_its_role():
 
 
 def test_the_roles_are_those_that_stores_and_run_folders_were_written_with():
-    kept = {"data_dir", "out", "checkpoint_every", "log_every", "tensorboard"}
+    kept = {"data_dir", "out", "checkpoint_every", "log_every", "tensorboard", "rendezvous_timeout"}
     assert config_module.fields_of("housekeeping") == kept
 
 

@@ -19,6 +19,7 @@ from lion_fast.data.images import ImageSet
 from lion_fast.data.npz import read_npz, read_npz_test
 from lion_fast.data.subset import take_subset
 from lion_fast.errors import UserError
+from lion_fast.places import place
 
 DEFAULT_DATA_DIR = Path("~/.cache/lion-fast")
 BUILT_IN = ("digits", "cifar10", "cifar100")
@@ -40,7 +41,7 @@ def open_data(config: TrainConfig, loader: str) -> DataSet:
     """
     if loader != "dali" or _kind(config.dataset) != "folder":
         return load_image_set(config)
-    path = Path(config.dataset).expanduser()
+    path = place(config.dataset)
     if config.num_classes is not None or config.train_fraction < 1:
         raise UserError(
             f"num_classes and train_fraction choose among images in memory, and {path} stays on"
@@ -59,7 +60,7 @@ def load_image_set(config: TrainConfig) -> ImageSet:
     arrays = take_subset(
         read_arrays(config), config.dataset, config.num_classes, config.train_fraction
     )
-    path = Path(config.dataset).expanduser()
+    path = place(config.dataset)
     name = path.stem if _kind(config.dataset) == "npz" else path.resolve().name
     return ImageSet.from_arrays(name, arrays, config.dataset)
 
@@ -69,7 +70,7 @@ def read_arrays(config: TrainConfig) -> LabelledArrays:
 
     Raise UserError as `load_image_set` does.
     """
-    dataset, path = config.dataset, Path(config.dataset).expanduser()
+    dataset, path = config.dataset, place(config.dataset)
     kind, lent = _kind(dataset), _LENT.get(dataset)
     if lent is None and (kind is None or (kind == "npz" and not path.is_file())):
         raise UserError(_unknown(dataset, path))
@@ -86,12 +87,12 @@ def read_arrays(config: TrainConfig) -> LabelledArrays:
         return read_npz(path)
     if dataset == "digits":
         return read_digits()
-    return read_cifar(dataset, (config.data_dir or DEFAULT_DATA_DIR).expanduser())
+    return read_cifar(dataset, place(config.data_dir or DEFAULT_DATA_DIR))
 
 
 def _kind(dataset: str) -> Literal["built in", "folder", "npz"] | None:
     """Return what a config's `dataset` names; an .npz need not exist."""
-    path = Path(dataset).expanduser()
+    path = place(dataset)
     if dataset in BUILT_IN:
         return "built in"
     if path.is_dir():
@@ -105,7 +106,7 @@ def open_test_data(config: TrainConfig, facts: DataFacts) -> DataSet:
     Mean, standard deviation, class names and image size are those of `facts`, so train/ and
     x_train need not be there. Raise UserError, with what differs, on other data than the run's.
     """
-    dataset, path = config.dataset, Path(config.dataset).expanduser()
+    dataset, path = config.dataset, place(config.dataset)
     kind = _kind(dataset)
     images: DataSet
     if kind == "folder":

@@ -19,6 +19,8 @@ Planned = tuple[int, bool, list[int]]
 """Row of the set, mirror or not, [top, left] of the crop: what a worker needs for one image."""
 
 _PREFETCH_FACTOR = 2
+# What a terminal or a scheduler sends to every process of a run.
+_HEARD_BY_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class _PlannedImages(Dataset[tuple[Tensor, Tensor]]):
@@ -59,7 +61,7 @@ def _leave_interrupts_to_the_parent(worker: int) -> None:
 
     Workers end when their parent says so or is gone.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _HEARD_BY_ALL:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.places import place
 from lion_fast.study.grid import Cell, Study
 
 # What each of the downloadable sets is read from; the first that exists is taken.
@@ -60,8 +60,8 @@ def _missing_data(config: TrainConfig) -> Iterator[str]:
     from lion_fast.data.open import DEFAULT_DATA_DIR
 
     if config.dataset in _FILES:
-        folder = (config.data_dir or DEFAULT_DATA_DIR).expanduser()
+        folder = place(config.data_dir or DEFAULT_DATA_DIR)
         if not any((folder / name).exists() for name in _FILES[config.dataset]):
             yield f"{config.dataset} is not in {folder}: the first run would download it"
-    elif config.dataset != "digits" and not Path(config.dataset).expanduser().exists():
+    elif config.dataset != "digits" and not place(config.dataset).exists():
         yield f"cannot run: dataset {config.dataset} does not exist"

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from lion_fast.config import PRESETS, TrainConfig, fields_of
 from lion_fast.errors import UserError
+from lion_fast.places import place
 
 Variant = Mapping[str, Any]
 """Config fields and their values: what tells one row of a study's table from another."""
@@ -165,7 +166,7 @@ class Study:
 
     def folder(self, out: Path) -> Path:
         """Return the folder of the store and of the run folders."""
-        return out / (self.store_name or self.name)
+        return place(out) / (self.store_name or self.name)
 
     def override(self, *, seeds: tuple[int, ...] | None = None, **values: Any) -> "Study":
         """Return the study with other seeds and other values of `base`; None leaves as it is.
@@ -182,6 +183,7 @@ def load_study(path: Path) -> Study:
     `axes` maps fields to lists and spans a grid; each of `cells` adds one variant. Raises UserError
     on what is no TOML, on an unknown key or field (with a suggestion) and on a wrong type.
     """
+    path = place(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -18,6 +18,7 @@ from lion_fast.data.facts import DataFacts
 from lion_fast.data.open import load_image_set, open_data, open_test_data
 from lion_fast.errors import UserError
 from lion_fast.models import DeeplySupervised, build_model
+from lion_fast.places import place
 from lion_fast.training.folder.checkpoint import load_checkpoint
 from lion_fast.training.folder.run_folder import RunFolder
 from lion_fast.training.machine.device import chosen_device
@@ -165,12 +166,12 @@ def evaluate(
         float32_precision(resolved),
         console.stage("validating"),
     ):
-        return validate(model, images, resolved)
+        return validate(model, images, resolved, config.batch_size)
 
 
 def _open(run: Path | str) -> tuple[Path, TrainConfig, dict[str, Any]]:
     """Return a run's folder, its config and its newest checkpoint."""
-    folder = Path(run)
+    folder = place(run)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give the run folder that holds config.json")
     _, config = RunFolder.open(folder)

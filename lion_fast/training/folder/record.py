@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import SaidElsewhere, UserError
+from lion_fast.figures import drawn
 from lion_fast.training.folder.checkpoint import save_checkpoint
 from lion_fast.training.folder.plots import plot_curves
 from lion_fast.training.folder.run_folder import CsvLog, RunFolder
@@ -170,11 +171,10 @@ class RunRecord:
         self.folder.write_json("summary.json", summary.to_dict())
         facts = summary.environment
         self.folder.write_text("env.txt", "".join(f"{k}: {v}\n" for k, v in facts.items()))
-        try:
+        notes: list[str] = []
+        with drawn("curves.png", notes.append):
             plot_curves(self.history, self.folder.path / "curves.png", self._title)
-        except (ImportError, OSError) as error:
-            return [f"no curves.png, all else is written: {error}"]
-        return []
+        return notes
 
 
 class UnwrittenRecord(RunRecord):

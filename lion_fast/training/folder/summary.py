@@ -54,6 +54,9 @@ class Summary:
     world_size: int = 1
     """Processes that trained together; seconds and memory are those of the first."""
     images_per_second_per_device: float | None = None
+    stopped_seconds: float = 0.0
+    """Time in which the process stood still while it trained (Ctrl-Z, SIGSTOP, a machine that
+    slept), since it was last resumed; it is in no training seconds, but in total_seconds."""
     resumed: tuple[str, ...] = ()
     """From which step on what was executed otherwise, where a resumed run was told so: the last
     digits of its numbers may be others than an uninterrupted run's."""

@@ -1,7 +1,7 @@
 """What a run tells its console while it trains."""
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 
@@ -33,9 +33,13 @@ class Steady:
 
     def stage(self, text: str) -> AbstractContextManager[None]:
         """Show while it lasts what is done apart from training."""
-        shown = ExitStack()
-        self._attempt(lambda: shown.enter_context(self._console.stage(text)))
-        return shown
+        return self._shown(text)
+
+    @contextmanager
+    def _shown(self, text: str) -> Iterator[None]:
+        with ExitStack() as shown:
+            self._attempt(lambda: shown.enter_context(self._console.stage(text)))
+            yield
 
     def close(self) -> None:
         """End the display."""

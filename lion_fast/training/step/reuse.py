@@ -7,7 +7,6 @@ compiled code and graphs; the rest is tensors, which a new run fills in place.
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from lion_fast.data.batches import Loader
 from lion_fast.data.dataset import DataSet
 from lion_fast.data.open import BUILT_IN
 from lion_fast.errors import UserError
+from lion_fast.places import place
 from lion_fast.training.machine.paths import anchored
 from lion_fast.training.machine.resolve import Resolved, resolve
 from lion_fast.training.step.engine import Engine
@@ -56,7 +56,7 @@ def _baked(config: TrainConfig, resolved: Resolved) -> tuple[Hashable, ...]:
 
 def _stamp(dataset: str) -> Hashable:
     """Return what changes when someone changes the files of the data set."""
-    path = Path(dataset).expanduser()
+    path = place(dataset)
     if dataset in BUILT_IN or not path.exists():
         return None
     folders = [path, *sorted(path.glob("*")), *sorted(path.glob("*/*/"))] if path.is_dir() else []
