@@ -89,7 +89,8 @@ def drawn(name: str, say: Callable[[str], None]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever the caller's matplotlib, its settings and fonts raise
-        say(f"no {name}, all else is written: {' '.join(str(error).split())[:200] or error!r}")
+        reason = " ".join(str(error).split())[:200] or repr(error)
+        say(f"no {name}, all else is written: {reason}")
 
 
 def _import_matplotlib() -> None:

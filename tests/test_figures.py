@@ -1,6 +1,12 @@
 import itertools
+import os
+import subprocess
+import sys
+
+import pytest
 
 from lion_fast import figures
+from lion_fast.figures import drawn, new_figure, save
 
 
 def test_labels_are_spread_without_changing_their_order():
@@ -51,7 +57,8 @@ def test_a_picture_that_fails_leaves_no_file_and_ends_nothing(tmp_path):
 def test_a_notebooks_backend_that_is_not_here_keeps_no_picture_from_being_drawn(tmp_path):
     code = (
         "import os; from pathlib import Path; from lion_fast.figures import new_figure, save;"
-        f" save(new_figure(3, 2), Path({str(tmp_path / 'a.png')!r})); print(os.environ['MPLBACKEND'])"
+        f" save(new_figure(3, 2), Path({str(tmp_path / 'a.png')!r})); "
+        "print(os.environ['MPLBACKEND'])"
     )
     backend = "module://no_such_module.backend_inline"
     env = os.environ | {"MPLBACKEND": backend}

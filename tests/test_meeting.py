@@ -33,7 +33,9 @@ def alone(rank, tmp_path, *flags):
 def test_who_waits_says_for_whom_and_where_and_hears_a_signal(rank, number, tmp_path):
     process, place = alone(rank, tmp_path)
     line = next(line for line in process.stderr if line.startswith("lion-fast:"))
-    assert line.startswith(f"lion-fast: rank {rank} waits for the other 1 of 2 processes at {place}")
+    assert line.startswith(
+        f"lion-fast: rank {rank} waits for the other 1 of 2 processes at {place}"
+    )
     signalled = time.monotonic()
     process.send_signal(number)
     process.communicate(timeout=60)

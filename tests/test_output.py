@@ -132,10 +132,10 @@ def test_a_terminal_that_cannot_draw_gets_lines(monkeypatch, term, encoding, kin
 
 
 def test_a_dumb_terminal_has_a_line_every_ten_seconds_and_the_last(monkeypatch, capsys):
-    now = 100.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
+    times = iter((100.0, 109.0, 111.0, 112.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
     console = Plain(pause=10.0)
-    for step, now in enumerate((100.0, 109.0, 111.0, 112.0), start=1):
+    for step in (1, 2, 3, 4):
         console.progress(Progress(step, 4, 1.0, 0.5, None, 1.0, 1.0, 0.0, 1.0))
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["1", "3", "4"]
