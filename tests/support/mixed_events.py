@@ -29,7 +29,8 @@ import numpy as np
 from kill_runs import Ended, _is_group, _run_kept, _runs
 from run_results import results, table
 
-KINDS = ("kill", "signal", "stop", "full", "nosync", "moved", "worker")
+# A study's worker loads torch anew, so that its death takes long to try.
+KINDS = ("kill", "signal", "stop", "full", "nosync", "moved") * 2 + ("worker",)
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 STEPS = 24
 SMALL = (
@@ -120,6 +121,7 @@ def outcome(folder: Path) -> object:
     summary = results(run)
     for name in ("out", "dataset"):
         del summary["config"][name]
+    del summary["environment"]["commit"]  # of a tree that somebody may be editing
     for name in ("resumed", "stopped_seconds"):
         del summary[name]
     return table(run), table(run, "validation.csv"), summary
@@ -353,6 +355,7 @@ def main(argv: list[str]) -> int:
     # Loaded before the forks, so that these share it.
     import matplotlib.backends.backend_agg  # noqa: F401
 
+    import lion_fast.cli
     import lion_fast.training.run  # noqa: F401
 
     path, faults = arguments.log or Path(os.devnull), 0
