@@ -43,6 +43,8 @@ class EvalArguments:
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
+    dataset: str | None = None
+    """Where the run's images lie now. Default: where it found them."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
     quiet: bool = False

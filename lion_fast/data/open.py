@@ -15,6 +15,7 @@ from lion_fast.data.npz import read_npz_test
 from lion_fast.data.sources import kind_of, passed_over, read_arrays
 from lion_fast.data.subset import take_subset
 from lion_fast.errors import UserError
+from lion_fast.places import place
 
 
 def open_data(config: TrainConfig, loader: str) -> DataSet:
@@ -24,7 +25,7 @@ def open_data(config: TrainConfig, loader: str) -> DataSet:
     """
     if loader != "dali" or kind_of(config.dataset) != "folder":
         return load_image_set(config)
-    path = Path(config.dataset).expanduser()
+    path = place(config.dataset)
     if config.num_classes is not None or config.train_fraction < 1:
         raise UserError(
             f"num_classes and train_fraction choose among images in memory, and {path} stays on"
@@ -43,7 +44,7 @@ def load_image_set(config: TrainConfig) -> ImageSet:
     arrays = take_subset(
         read_arrays(config), config.dataset, config.num_classes, config.train_fraction
     )
-    path = Path(config.dataset).expanduser()
+    path = place(config.dataset)
     name = path.stem if kind_of(config.dataset) == "npz" else path.resolve().name
     images = ImageSet.from_arrays(name, arrays, config.dataset)
     return dataclasses.replace(images, remark=passed_over(config.dataset))
@@ -55,7 +56,7 @@ def open_test_data(config: TrainConfig, facts: DataFacts) -> DataSet:
     Mean, standard deviation, class names and image size are those of `facts`, so train/ and
     x_train need not be there. Raise UserError, with what differs, on other data than the run's.
     """
-    dataset, path = config.dataset, Path(config.dataset).expanduser()
+    dataset, path = config.dataset, place(config.dataset)
     kind = kind_of(dataset)
     images: DataSet
     if kind == "folder":

@@ -13,6 +13,7 @@ from lion_fast.data.folder import list_image_folder, read_image_folder
 from lion_fast.data.npz import read_npz
 from lion_fast.data.remembered import Remembered, stamp_of
 from lion_fast.errors import UserError
+from lion_fast.places import place
 
 DEFAULT_DATA_DIR = Path("~/.cache/lion-fast")
 BUILT_IN = ("digits", "cifar10", "cifar100")
@@ -29,7 +30,7 @@ def lend(dataset: str, arrays: LabelledArrays) -> None:
 
 def kind_of(dataset: str) -> Literal["built in", "folder", "npz"] | None:
     """Return what a config's `dataset` names; an .npz need not exist."""
-    path = Path(dataset).expanduser()
+    path = place(dataset)
     if dataset in BUILT_IN:
         return "built in"
     if path.is_dir():
@@ -47,7 +48,7 @@ def passed_over(dataset: str) -> str | None:
 
 def data_dir_of(data_dir: Path | None) -> Path:
     """Return the folder of the downloadable sets."""
-    return (data_dir or DEFAULT_DATA_DIR).expanduser()
+    return place(data_dir or DEFAULT_DATA_DIR)
 
 
 def data_fingerprint(config: TrainConfig) -> str | None:
@@ -57,7 +58,7 @@ def data_fingerprint(config: TrainConfig) -> str | None:
     """
     try:
         if kind_of(config.dataset) == "folder":
-            path = Path(config.dataset).expanduser()
+            path = place(config.dataset)
             return "-".join(list_image_folder(path, config.num_classes).fingerprints())
         files = _files(config.dataset, config.data_dir)
         if not files and config.dataset != "digits":
@@ -74,7 +75,7 @@ def read_arrays(config: TrainConfig) -> LabelledArrays:
 
     Raise UserError when there is no such set and as its reader does.
     """
-    dataset, path = config.dataset, Path(config.dataset).expanduser()
+    dataset, path = config.dataset, place(config.dataset)
     kind, lent = kind_of(dataset), _LENT.get(dataset)
     if lent is None and (kind is None or (kind == "npz" and not path.is_file())):
         raise UserError(_unknown(dataset, path))
@@ -107,7 +108,7 @@ def read_arrays(config: TrainConfig) -> LabelledArrays:
 def _files(dataset: str, data_dir: Path | None) -> list[Path]:
     """Return the files that a set in memory is read from; none where it is not here."""
     if dataset not in BUILT_IN:
-        return [Path(dataset).expanduser()]
+        return [place(dataset)]
     for name in SOURCES.get(dataset, ()):
         path = data_dir_of(data_dir) / name
         if path.is_dir():

@@ -28,6 +28,8 @@ _WANT_OF_IT = ("shared memory", "unable to write to file </torch", "Bus error")
 _WANT_OF_FILES = ("Too many open files", "ancdata")
 _ENLARGE = "enlarge it (docker run --shm-size=2g), or lower --num-workers or --batch-size"
 _DEATHS = ("exited unexpectedly", "killed by signal")
+# What a terminal or a scheduler sends to every process of a run.
+_HEARD_BY_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class _PlannedImages(Dataset[tuple[Tensor, Tensor]]):
@@ -68,7 +70,7 @@ def _leave_interrupts_to_the_parent(worker: int) -> None:
 
     Workers end when their parent says so or is gone.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _HEARD_BY_ALL:
         signal.signal(number, signal.SIG_IGN)
 
 

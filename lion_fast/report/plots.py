@@ -17,9 +17,11 @@ from lion_fast.figures import (
     STYLES,
     Style,
     clean,
+    drawn,
     new_figure,
     save,
 )
+from lion_fast.output import complain
 from lion_fast.report.comparisons import STEPS, VariantRow, compare_variants
 from lion_fast.report.growth import EARLY_STEPS, ON_THE_LINE, growth_fits, lines, shows_lines
 from lion_fast.report.paper import published_steps
@@ -35,7 +37,10 @@ _ACCURACY = "train_accuracy_windowed"
 
 
 def draw_study(results: StudyResults, out: Path) -> dict[str, Path | None]:
-    """Draw every picture to `out`; return its path by title, None where runs do not fill it."""
+    """Draw every picture to `out`; return its path by title, None where runs do not fill it.
+
+    None too where it cannot be drawn, which standard error has a line of.
+    """
     pictures: dict[str, tuple[str, Callable[[StudyResults, Path], bool]]] = {
         "Training accuracy, and the step at which each seed reaches its target": (
             "curves",
@@ -49,11 +54,13 @@ def draw_study(results: StudyResults, out: Path) -> dict[str, Path | None]:
             draw_growth,
         ),
     }
-    drawn = {}
+    found: dict[str, Path | None] = {}
     for title, (name, draw) in pictures.items():
         path = out / f"{results.study.name}_{name}.png"
-        drawn[title] = path if draw(results, path) else None
-    return drawn
+        found[title] = None
+        with drawn(path.name, complain):
+            found[title] = path if draw(results, path) else None
+    return found
 
 
 def _styles(results: StudyResults) -> dict[VariantKey, Style]:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.places import place
 from lion_fast.study.grid import Cell, Study
 
 
@@ -58,5 +58,5 @@ def _missing_data(config: TrainConfig) -> Iterator[str]:
         folder = data_dir_of(config.data_dir)
         if not any((folder / name).exists() for name in SOURCES[config.dataset]):
             yield f"{config.dataset} is not in {folder}: the first run would download it"
-    elif config.dataset != "digits" and not Path(config.dataset).expanduser().exists():
+    elif config.dataset != "digits" and not place(config.dataset).exists():
         yield f"cannot run: dataset {config.dataset} does not exist"

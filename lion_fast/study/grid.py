@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from lion_fast.config import PRESETS, TrainConfig, fields_of
 from lion_fast.errors import UserError
+from lion_fast.places import place
 from lion_fast.study.labels import Variant, VariantKey, distinct_labels, variant_key
 
 PAPER_SEEDS = (42, 123, 456)
@@ -167,7 +168,7 @@ class Study:
 
     def folder(self, out: Path) -> Path:
         """Return the folder of the store and of the run folders."""
-        return out / (self.store_name or self.name)
+        return place(out) / (self.store_name or self.name)
 
     def override(self, *, seeds: tuple[int, ...] | None = None, **values: Any) -> "Study":
         """Return the study with other seeds and other values of `base`; None leaves as it is.
@@ -184,6 +185,7 @@ def load_study(path: Path) -> Study:
     `axes` maps fields to lists and spans a grid; each of `cells` adds one variant. Raises UserError
     on what is no TOML, on an unknown key or field (with a suggestion) and on a wrong type.
     """
+    path = place(path)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lion_fast.errors import UserError
+from lion_fast.output import say as say_aloud
 from lion_fast.study.data import (
     DataHere,
     Source,
@@ -25,7 +26,6 @@ from lion_fast.study.grid import Cell, Study
 from lion_fast.study.pools import Ended, MakePool, Pool, Result, Trainer
 from lion_fast.study.pools.local import LocalPool
 from lion_fast.study.pools.worker import train_cell
-from lion_fast.study.saying import say as say_aloud
 from lion_fast.study.status import cell_states, steps_done, time_left
 from lion_fast.study.stopping import signal_of, stop_signals
 from lion_fast.study.store import Store

@@ -139,7 +139,8 @@ def outcome(summary: dict[str, Any]) -> str:
         crossing = f"{target} not reached in {summary['steps']} steps"
     else:
         seconds = summary["seconds_to_target"]
-        crossing = f"{target} at step {summary['steps_to_target']} ({seconds:.2f} s)"
+        took = "stood still meanwhile: no seconds" if seconds is None else f"{seconds:.2f} s"
+        crossing = f"{target} at step {summary['steps_to_target']} ({took})"
     return f"{crossing}  validation {100 * summary['val_accuracy']:.2f} %"
 
 

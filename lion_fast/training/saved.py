@@ -18,10 +18,12 @@ from lion_fast.data.facts import DataFacts
 from lion_fast.data.open import load_image_set, open_data, open_test_data
 from lion_fast.errors import UserError
 from lion_fast.models import DeeplySupervised, build_model
+from lion_fast.places import place
 from lion_fast.training.folder.checkpoint import load_checkpoint
 from lion_fast.training.folder.run_folder import RunFolder
 from lion_fast.training.machine.device import chosen_device
 from lion_fast.training.machine.host_memory import keep_freed_memory
+from lion_fast.training.machine.paths import moved_advice
 from lion_fast.training.machine.precision import precision_refusal
 from lion_fast.training.machine.resolve import Resolved, resolve
 from lion_fast.training.measure.validate import Validation, validate
@@ -150,9 +152,15 @@ def _read(path: Path | str, transform: Transform) -> Tensor | Unread:
 
 
 def evaluate(
-    run: Path | str, *, device: str = "auto", console: Console | None = None
+    run: Path | str,
+    *,
+    device: str = "auto",
+    dataset: Path | str | None = None,
+    console: Console | None = None,
 ) -> Validation:
     """Return loss and per-head accuracy of the run folder's newest checkpoint on its test split.
+
+    dataset: where the run's images lie now, if no longer where it found them.
 
     The run may have trained elsewhere: engine and loader are chosen for `device`. The precision is
     the run's, or what `auto` picks where `device` does not have that one; the console is told so.
@@ -161,13 +169,15 @@ def evaluate(
     """
     console = console or Silent()
     folder, config, checkpoint = _open(run)
+    if dataset is not None:
+        config = replace(config, dataset=str(dataset))
     precision = _precision_of(folder, config, checkpoint)
     refusal = precision_refusal(precision, chosen_device(device))
     if refusal is not None:
         console.say([f"not in the run's precision: {refusal}"])
     resolved = resolve(_anywhere(config, device, "auto" if refusal else precision))
     console.say([f"device {resolved.device}  precision {resolved.precision}"])
-    with console.stage(f"loading {config.dataset}"):
+    with console.stage(f"loading {config.dataset}"), moved_advice(config.dataset):
         images = _test_data(config, checkpoint)
     model = _network(folder, config, checkpoint, images.num_classes, images.image_size, resolved)
     if resolved.device.type == "cpu":
@@ -177,12 +187,12 @@ def evaluate(
         float32_precision(resolved),
         console.stage("validating"),
     ):
-        return validate(model, images, resolved)
+        return validate(model, images, resolved, config.batch_size)
 
 
 def _open(run: Path | str) -> tuple[Path, TrainConfig, dict[str, Any]]:
     """Return a run's folder, its config and its newest checkpoint."""
-    folder = Path(run)
+    folder = place(run)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give the run folder that holds config.json")
     _, config = RunFolder.open(folder)

@@ -131,6 +131,9 @@ def _run_cell(config: TrainConfig, jobs: int, trainer: Trainer) -> Result:
         return Result("failed", str(error))
     # A worker serves many runs: what is counted from its start says nothing of this one.
     values = summary.to_dict() | {"process_seconds": None, "jobs": jobs}
+    if values.get("stopped_seconds"):
+        # Taken out as well as it could be seen, which is not what seconds are compared by.
+        values["seconds_to_target"] = None
     if summary.resolved["device"] == "cpu":
         values["peak_memory_mib"] = None
     names = ("metrics", "validation", "probes")

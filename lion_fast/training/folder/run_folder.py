@@ -11,6 +11,7 @@ from typing import Any
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.places import place
 from lion_fast.training.folder.files import LOCK, DiskError, disk_advice, locked, write_atomically
 
 _CONFIG = "config.json"
@@ -58,7 +59,8 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path | str) -> tuple["RunFolder", TrainConfig]:
         """Return an existing run folder and the config that its config.json holds."""
-        file = Path(path) / _CONFIG
+        path = place(path)
+        file = path / _CONFIG
         try:
             values = json.loads(file.read_text(encoding="utf-8-sig"))
         except (FileNotFoundError, NotADirectoryError):
@@ -81,7 +83,9 @@ class RunFolder:
             self.write_config(values)
         except DiskError as error:
             # Nothing is there to resume: the folder goes.
-            raise UserError(f"cannot make a run folder: {error.reason}: free space first") from None
+            raise UserError(
+                f"cannot make a run folder: {error.reason}: {error.remedy} first"
+            ) from None
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` as JSON under `name`, atomically; raises DiskError."""

@@ -97,11 +97,20 @@ class TrainStep:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore `state_dict()`; replaces the optimizer's tensors, so do it before a capture."""
+        """Restore `state_dict()`; replaces the optimizer's tensors, so do it before a capture.
+
+        It may come from another device, engine or precision: what is of those stays this step's.
+        """
         self.model.load_state_dict(state["model"])
+        # Of the device: a graph captures no AdamW without it.
+        capturable = [group.get("capturable") for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, value in zip(self.optimizer.param_groups, capturable, strict=True):
+            if value is not None:
+                group["capturable"] = value
         self._rates.attach()
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the precision scaled no loss
+            self.scaler.load_state_dict(state["scaler"])
         self.steps_done.copy_(state["steps_done"])
 
     @torch.no_grad()
