@@ -152,13 +152,25 @@ def main_by_key(model: nn.Module, tree: Any) -> str | None:
     return next((key for key in _MAIN_KEYS if isinstance(fields.get(key), Tensor)), None)
 
 
-def main_logits_last(model: nn.Module, output: Any) -> list[Tensor] | None:
-    """Return the logits of all heads with the main one's last, or None where that is unknown."""
-    if isinstance(output, Tensor):
-        return [output]
-    main = main_by_key(model, output)
-    if main is None:
-        return None
-    fields = dict(children(output))
-    aux = [value for name, value in fields.items() if name != main and value is not None]
-    return [*aux, fields[main]]
+def main_logits_last(model: nn.Module, output: Any, main: Main = None) -> list[Tensor]:
+    """Return the logits of all heads, the main one's last.
+
+    main: the index or dotted key of one output; by default what `main_by_key` tells. Raises
+    UserError where that names none.
+    """
+    fields = {".".join(path): value for path, value in _leaves(output)}
+    keys = [key for key, _ in children(output)] or [""]
+    name = main[0] if isinstance(main, (list, tuple)) and len(main) == 1 else main
+    found: Any = name
+    if name is None:
+        found = "" if isinstance(output, Tensor) else main_by_key(model, output)
+    elif isinstance(name, int):
+        found = keys[name] if -len(keys) <= name < len(keys) else None
+    if not isinstance(found, str) or found not in fields:
+        kind = type(model).__name__
+        why = f"main={main!r} is no output of {kind}"
+        if main is None:
+            why = f"which output of {kind} is the main one is not known"
+        listed = ", ".join(f"{key or 0!r} {tuple(value.shape)}" for key, value in fields.items())
+        raise UserError(f"{why}: pass main=, the index or key of one of {listed or 'its tensors'}")
+    return [*(value for key, value in fields.items() if key != found), fields[found]]
