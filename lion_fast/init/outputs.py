@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lion_fast.errors import UserError
 from lion_fast.init.apart import Part, parts_of
-from lion_fast.init.trace import MAX_DEPTH, Trace, children, gradients_of
+from lion_fast.init.trace import MAX_DEPTH, Trace, ancestors, children, gradients_of
 from lion_fast.models import DeeplySupervised
 
 Main = int | str | Sequence[int | str] | None
@@ -55,9 +55,9 @@ class Outputs:
 
     def __init__(self, trace: Trace, names: Mapping[nn.Module, str]) -> None:
         self.trace, self.names = trace, names
-        self.items = [
-            output for path, value in _leaves(trace.output) for output in self._apart(path, value)
-        ]
+        leaves = _leaves(trace.output)
+        _check_open(trace.module, [value for _, value in leaves])
+        self.items = [output for path, value in leaves for output in self._apart(path, value)]
 
     def _apart(self, path: tuple[str, ...], value: Tensor) -> Iterable[Output]:
         calls, loose = self.trace.reached(value)
@@ -138,6 +138,17 @@ def _leaves(tree: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...]
     if len(path) == MAX_DEPTH:
         return []
     return [leaf for key, value in children(tree) for leaf in _leaves(value, (*path, key))]
+
+
+def _check_open(model: nn.Module, values: Iterable[Tensor]) -> None:
+    """Refuse reentrant checkpoints, which run their layers without a graph."""
+    nodes = ancestors([value.grad_fn for value in values])
+    if any(node.name() == "CheckpointFunctionBackward" for node in nodes):
+        raise UserError(
+            f"{type(model).__name__} recomputes activations by reentrant checkpoints, which hide "
+            "what its outputs depend on: pass use_reentrant=False to torch.utils.checkpoint, or "
+            "turn checkpoints on after lion_dg_"
+        )
 
 
 def main_by_key(model: nn.Module, tree: Any) -> str | None:
