@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON3 ?= python3
 BIN := $(VENV)/bin
-EXTRAS ?= dali,ray,tensorboard,dev
+EXTRAS ?= dali,ray,tensorboard,examples,dev
 CONSTRAINTS ?= constraints.txt
 # What an environment must have been installed from to be up to date for this clone.
 WANTED := $(CURDIR) $(EXTRAS) $(shell cat setup.py $(CONSTRAINTS) | sha256sum | cut -c1-16)

@@ -60,6 +60,13 @@ setup(
     extras_require={
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "dali-cu12": ["nvidia-dali-cuda120>=2.2"],
+        "examples": [
+            "accelerate>=1.1",
+            "dynamic-network-architectures>=0.4",
+            "lightning>=2.5",
+            "monai>=1.5",
+            "transformers>=5.0",
+        ],
         "foreign": [
             "dynamic-network-architectures>=0.4",
             "monai>=1.5",

@@ -117,7 +117,10 @@ class Judge:
         for head in heads:
             layers = {layer for option in head.options[:1] for layer in option.layers}
             own = {i for i, call in enumerate(self.trace.calls) if call.layer in layers}
-            read = {i for index in own for i in self.trace.all_behind(self.trace.before(index))}
+            read = self._read(own, by_value=False)
+            # Edges that lead nowhere near a head say so; values take a gradient through them.
+            if own & read or any(self._is_of(i, o) for o in heads if o is not head for i in read):
+                read = self._read(own, by_value=True)
             for other in heads:
                 if other is not head and any(self._is_of(index, other) for index in read):
                     raise UserError(
@@ -131,6 +134,11 @@ class Judge:
                     "weights get no gradient and would stay 0, for it reads its own output. Let "
                     "its last layer be one that runs once"
                 )
+
+    def _read(self, calls: set[int], *, by_value: bool) -> set[int]:
+        """Return the calls on which the inputs of these depend."""
+        before = {i for index in calls for i in self.trace.before(index, by_value=by_value)}
+        return self.trace.all_behind(before, by_value=by_value)
 
     def all_heads(self, usual: Sequence[FoundHead]) -> list[FoundHead]:
         """Return the heads behind every output but the main one, and usual ones not returned."""

@@ -20,7 +20,8 @@ What is zeroed of an output layer:
 
 Refused by name: a head that gives or feeds the main output, or by whose scores the model selects;
 one classifier for several levels; layers under spectral_norm, tied to the main classifier or run
-outside their head, run twice; frozen parameters; lazy layers and the meta device.
+outside their head, run twice; frozen parameters; reentrant checkpoints; lazy layers and the meta
+device.
 """
 
 from dataclasses import dataclass

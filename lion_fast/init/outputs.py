@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lion_fast.errors import UserError
 from lion_fast.init.apart import Part, parts_of
-from lion_fast.init.trace import MAX_DEPTH, Trace, children, gradients_of
+from lion_fast.init.trace import MAX_DEPTH, Trace, ancestors, children, gradients_of
 from lion_fast.models import DeeplySupervised
 
 Main = int | str | Sequence[int | str] | None
@@ -55,9 +55,9 @@ class Outputs:
 
     def __init__(self, trace: Trace, names: Mapping[nn.Module, str]) -> None:
         self.trace, self.names = trace, names
-        self.items = [
-            output for path, value in _leaves(trace.output) for output in self._apart(path, value)
-        ]
+        leaves = _leaves(trace.output)
+        _check_open(trace.module, [value for _, value in leaves])
+        self.items = [output for path, value in leaves for output in self._apart(path, value)]
 
     def _apart(self, path: tuple[str, ...], value: Tensor) -> Iterable[Output]:
         calls, loose = self.trace.reached(value)
@@ -140,6 +140,17 @@ def _leaves(tree: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...]
     return [leaf for key, value in children(tree) for leaf in _leaves(value, (*path, key))]
 
 
+def _check_open(model: nn.Module, values: Iterable[Tensor]) -> None:
+    """Refuse reentrant checkpoints, which run their layers without a graph."""
+    nodes = ancestors([value.grad_fn for value in values])
+    if any(node.name() == "CheckpointFunctionBackward" for node in nodes):
+        raise UserError(
+            f"{type(model).__name__} recomputes activations by reentrant checkpoints, which hide "
+            "what its outputs depend on: pass use_reentrant=False to torch.utils.checkpoint, or "
+            "turn checkpoints on after lion_dg_"
+        )
+
+
 def main_by_key(model: nn.Module, tree: Any) -> str | None:
     """Return the key of the main output where the tree of outputs tells it, None elsewhere.
 
@@ -152,13 +163,25 @@ def main_by_key(model: nn.Module, tree: Any) -> str | None:
     return next((key for key in _MAIN_KEYS if isinstance(fields.get(key), Tensor)), None)
 
 
-def main_logits_last(model: nn.Module, output: Any) -> list[Tensor] | None:
-    """Return the logits of all heads with the main one's last, or None where that is unknown."""
-    if isinstance(output, Tensor):
-        return [output]
-    main = main_by_key(model, output)
-    if main is None:
-        return None
-    fields = dict(children(output))
-    aux = [value for name, value in fields.items() if name != main and value is not None]
-    return [*aux, fields[main]]
+def main_logits_last(model: nn.Module, output: Any, main: Main = None) -> list[Tensor]:
+    """Return the logits of all heads, the main one's last.
+
+    main: the index or dotted key of one output; by default what `main_by_key` tells. Raises
+    UserError where that names none.
+    """
+    fields = {".".join(path): value for path, value in _leaves(output)}
+    keys = [key for key, _ in children(output)] or [""]
+    name = main[0] if isinstance(main, (list, tuple)) and len(main) == 1 else main
+    found: Any = name
+    if name is None:
+        found = "" if isinstance(output, Tensor) else main_by_key(model, output)
+    elif isinstance(name, int):
+        found = keys[name] if -len(keys) <= name < len(keys) else None
+    if not isinstance(found, str) or found not in fields:
+        kind = type(model).__name__
+        why = f"main={main!r} is no output of {kind}"
+        if main is None:
+            why = f"which output of {kind} is the main one is not known"
+        listed = ", ".join(f"{key or 0!r} {tuple(value.shape)}" for key, value in fields.items())
+        raise UserError(f"{why}: pass main=, the index or key of one of {listed or 'its tensors'}")
+    return [*(value for key, value in fields.items() if key != found), fields[found]]

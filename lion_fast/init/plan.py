@@ -24,6 +24,7 @@ from lion_fast.init.heads import HeadChoice, hint, named_heads, usual_heads
 from lion_fast.init.main_output import Kept
 from lion_fast.init.output_layer import Bias, FoundHead, OutputLayer, check_bias, set_, settings
 from lion_fast.init.outputs import Main, Outputs
+from lion_fast.init.replay import Recording
 from lion_fast.init.trace import HeadCall
 from lion_fast.init.verify import first_run, guess_call, verify, verify_alone
 from lion_fast.models import DenseNetDS, Head, ResNetDS
@@ -128,6 +129,7 @@ class _Chosen(NamedTuple):
     """What the model runs on; None for a model without a forward."""
     calls: dict[str, HeadCall]
     """The first call of each head that was called as a module."""
+    recording: Recording | None
 
 
 def _chosen_by_running(
@@ -149,7 +151,7 @@ def _chosen_by_running(
         outputs.forget_graph()
         for head in heads:
             head.is_called = head.name in calls
-        return _Chosen(heads, kept, layers, inputs, calls)
+        return _Chosen(heads, kept, layers, inputs, calls, trace.recording)
 
 
 def _without_a_run(model: nn.Module, named: dict[str, nn.Module], reason: str) -> _Chosen:
@@ -167,7 +169,7 @@ def _without_a_run(model: nn.Module, named: dict[str, nn.Module], reason: str) -
     for name, module in named.items():
         names = {m: ".".join(filter(None, (name, n))) for n, m in module.named_modules()}
         heads.append(FoundHead(name, module, [], [], names))
-    return _Chosen(heads, Kept([], [], certain=False), set(), None, {})
+    return _Chosen(heads, Kept([], [], certain=False), set(), None, {}, None)
 
 
 def _verify(
@@ -178,7 +180,8 @@ def _verify(
     returned = [head for head in chosen.heads if head.outputs]
     if returned:
         assert chosen.inputs is not None
-        verify(model, chosen.inputs, returned, bias, frozen, chosen.kept, chosen.kept_layers)
+        known = (chosen.kept, chosen.kept_layers, chosen.recording)
+        verify(model, chosen.inputs, returned, bias, frozen, *known)
     shapes = [output.value.shape for output in chosen.kept.outputs if output.value.ndim > 1]
     for head in chosen.heads:
         if not head.outputs:

@@ -20,6 +20,7 @@ from torch.nn.modules import activation
 from torch.utils._pytree import tree_map
 
 from lion_fast.init.example import Inputs, is_weight_layer
+from lion_fast.init.replay import Recording
 from lion_fast.init.variance import NORMS
 
 MAX_DEPTH = 8
@@ -105,7 +106,8 @@ class Trace:
 
     heads: modules whose calls are noted. cut: modules, of the layers or the heads, that run on
     normally distributed values in the shapes of their inputs in this run: the values of a backbone
-    that is not yet set may be 0 or NaN, which say nothing about a head.
+    that is not yet set may be 0 or NaN, which say nothing about a head. replay: the recording of an
+    earlier run, used up by this one.
     """
 
     def __init__(
@@ -114,8 +116,11 @@ class Trace:
         inputs: Inputs,
         heads: dict[str, nn.Module] | None = None,
         cut: Iterable[nn.Module] = (),
+        replay: Recording | None = None,
     ) -> None:
         self.module = module
+        self.recording = Recording()
+        self._replay = replay
         self.calls: list[LayerCall] = []
         self.heads: dict[str, list[HeadCall]] = {name: [] for name in heads or {}}
         self._producer: dict[Any, int] = {}
@@ -137,7 +142,11 @@ class Trace:
     ) -> Any:
         args, kwargs, _ = self._stand_in(layer, args, kwargs)
         inputs = tensors_in((args, kwargs))
-        output = forward(*args, **kwargs)
+        output = self._replay.output(layer, inputs) if self._replay else None
+        if output is None:
+            output = forward(*args, **kwargs)
+            if self._replay is None:
+                self.recording.note(layer, inputs, output)
         outputs = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
         edges = [get_gradient_edge(tensor) for tensor in outputs]
         for edge in edges:

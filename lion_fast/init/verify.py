@@ -34,6 +34,7 @@ from lion_fast.init.output_layer import (
     settings,
 )
 from lion_fast.init.outputs import Outputs
+from lion_fast.init.replay import Recording
 from lion_fast.init.state import untouched
 from lion_fast.init.trace import HeadCall, Trace
 
@@ -75,10 +76,12 @@ def verify(
     frozen: set[nn.Parameter],
     kept: Kept,
     kept_layers: set[nn.Module],
+    recording: Recording | None = None,
 ) -> None:
     """Give each head the first of its options that has the property.
 
-    kept: what must be the same with all heads zeroed; its outputs hold their values.
+    kept: what must be the same with all heads zeroed; its outputs hold their values. recording: of
+    the run that gave these.
 
     Raises UserError for a head without one, and if zeroing the heads changes a kept output.
     """
@@ -92,7 +95,7 @@ def verify(
             pair for head in heads if head.option for pair in settings(head, head.option, bias)
         ]
         with holding(pairs), untouched(model):
-            trace = Trace(model, inputs, modules, cut=_cuts(heads))
+            trace = Trace(model, inputs, modules, cut=_cuts(heads), replay=recording)
             waiting = [head for head in waiting if not _holds(trace, head, bias, kept_layers)]
             values = [output.value_in(trace.output) for output in kept.outputs]
     if not all(map(_same, values, [output.value for output in kept.outputs])):
