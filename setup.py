@@ -26,6 +26,7 @@ setup(
         "lion_fast.kernels.dense",
         "lion_fast.kernels.heads",
         "lion_fast.kernels.muon",
+        "lion_fast.kernels.persistent",
         "lion_fast.models",
         "lion_fast.report",
         "lion_fast.study",
@@ -41,6 +42,7 @@ setup(
     package_dir={"lion_fast.kernels": "kernels"},
     package_data={
         "lion_fast": ["__init__.pyi", "py.typed"],
+        "lion_fast.kernels.persistent": ["csrc/*"],
         "lion_fast.data": ["digits.npz", "digits.md"],
     },
     install_requires=[

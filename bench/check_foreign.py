@@ -15,6 +15,7 @@ import resource
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -178,7 +179,7 @@ def accelerated() -> nn.Module:
         with torch.autocast("cpu", torch.bfloat16):
             return [output.float() for output in forward(*args)]
 
-    model.forward = cast  # type: ignore[method-assign]
+    model.forward = cast
     return model
 
 
@@ -186,7 +187,7 @@ def rows() -> list[Row]:
     """Return the networks and calls of the table."""
     seg = "decoder.seg_layers"
     table = [
-        Row(f"MONAI DynUNet, {d}-D", lambda d=d: dynunet(d), {}, "", "deep_supervision_heads.0")
+        Row(f"MONAI DynUNet, {d}-D", partial(dynunet, d), {}, "", "deep_supervision_heads.0")
         for d in (2, 3)
     ]
     table += [

@@ -17,7 +17,7 @@ Init = Literal["he", "xavier", "lion_dg", "lsuv", "lion_lsuv", "fixup", "rezero"
 Engine = Literal["auto", "eager", "compile", "graph"]
 LoaderName = Literal["auto", "resident", "dali", "workers"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
-BackboneName = Literal["auto", "fused", "modules"]
+BackboneName = Literal["auto", "fused", "persistent", "modules"]
 BatchNorm = Literal["global", "local"]
 OptimizerName = Literal["adamw", "muon", "sgd"]
 ScheduleName = Literal["constant", "linear"]
@@ -153,7 +153,8 @@ class TrainConfig:
     backbone: BackboneName = execution("auto")
     """How densenet_ds trains: its modules, or one fused op whose dense blocks share batch
     statistics. auto takes the op where it was measured to be faster. fused with impl torch takes
-    the op's PyTorch reference, which runs everywhere."""
+    the op's PyTorch reference, which runs everywhere. persistent: the op in two launches, one image
+    a processor; no GPU has measured it."""
     steps_per_replay: int = execution(8)
     """With engine graph: training steps captured in one CUDA graph."""
     steps_per_run: int = execution(16)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from lion_fast.config import TrainConfig
 from lion_fast.data import fingerprint, sources
+from lion_fast.data.digits import read_digits
 from lion_fast.data.images import ImageSet
 from lion_fast.data.open import load_image_set, open_data
 from lion_fast.data.sources import data_fingerprint
@@ -156,6 +157,20 @@ def test_an_npz_is_known_by_its_time_and_saved_anew_by_its_content(tmp_path, rea
     assert data_fingerprint(config(path)) == before and reads.total() == 2
     np.savez_compressed(path, **dict(np.load(path)))
     assert data_fingerprint(config(path)) == before and reads.total() == 4
+
+
+def test_a_downloaded_folder_is_known_by_the_times_of_its_files(tmp_path, reads, monkeypatch):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in ("data_batch_1", "test_batch"):
+        (folder / name).write_text(name)
+    monkeypatch.setattr(sources, "read_cifar", lambda *_: read_digits())
+    named = TrainConfig(dataset="cifar10", data_dir=tmp_path)
+    told = {data_fingerprint(named) for _ in range(3)}
+    assert len(told) == 1 and reads.total() == 2
+    replaced(folder / "test_batch")
+    data_fingerprint(named)
+    assert reads.total() == 4
 
 
 def test_every_image_of_a_large_set_counts():

@@ -111,17 +111,17 @@ def test_no_modules_of_data_import_each_other_in_a_circle():
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=name)
-def test_kernels_import_torch_triton_and_each_other_only(path):
+def test_kernels_import_torch_triton_cuda_and_each_other_only(path):
     for module in imported(path):
         top = module.split(".")[0]
-        allowed = top in ("", "torch", "triton") or top in sys.stdlib_module_names
+        allowed = top in ("", "torch", "triton", "cuda") or top in sys.stdlib_module_names
         assert allowed, f"{name(path)} imports {module}"
 
 
 @pytest.mark.parametrize("path", [*SOURCES, *KERNELS], ids=name)
 def test_triton_and_dali_stay_in_their_places(path):
     for module in imported(path):
-        if module.split(".")[0] == "triton":
+        if module.split(".")[0] in ("triton", "cuda"):
             assert path in KERNELS, f"{name(path)} imports {module}"
         if module.startswith("nvidia"):
             assert path.name.startswith("dali"), f"{name(path)} imports {module}"

@@ -290,7 +290,7 @@ def test_a_node_has_room_for_as_many_runs_as_its_gpus_and_cpus_divide_into():
 
 
 def test_a_lent_data_set_is_the_same_and_its_file_need_not_exist(stripes, tmp_path, monkeypatch):
-    monkeypatch.setattr("lion_fast.data.open._LENT", {})
+    monkeypatch.setattr("lion_fast.data.sources._LENT", {})
     config = TrainConfig(dataset=str(tmp_path / "stripes.npz"))
     here = TrainConfig(dataset=str(stripes))
     with pytest.raises(UserError, match="no such file"):

@@ -59,7 +59,7 @@ def data_fingerprint(config: TrainConfig) -> str | None:
         if kind_of(config.dataset) == "folder":
             path = Path(config.dataset).expanduser()
             return "-".join(list_image_folder(path, config.num_classes).fingerprints())
-        files = _files(config)
+        files = _files(config.dataset, config.data_dir)
         if not files and config.dataset != "digits":
             return None
         known = _known(files) or read_arrays(config).fingerprints
@@ -87,7 +87,7 @@ def read_arrays(config: TrainConfig) -> LabelledArrays:
         return lent
     if kind == "folder":
         return read_image_folder(path, config.image_size, config.skip_corrupt, config.num_classes)
-    files = _files(config)
+    files = _files(dataset, config.data_dir)
     known, stamp = _known(files), stamp_of(files)
     if kind == "npz":
         arrays = read_npz(path)
@@ -104,14 +104,15 @@ def read_arrays(config: TrainConfig) -> LabelledArrays:
     return arrays._replace(fingerprints=known)
 
 
-def _files(config: TrainConfig) -> list[Path]:
+def _files(dataset: str, data_dir: Path | None) -> list[Path]:
     """Return the files that a set in memory is read from; none where it is not here."""
-    if config.dataset not in BUILT_IN:
-        return [Path(config.dataset).expanduser()]
-    for name in SOURCES.get(config.dataset, ()):
-        path = data_dir_of(config.data_dir) / name
+    if dataset not in BUILT_IN:
+        return [Path(dataset).expanduser()]
+    for name in SOURCES.get(dataset, ()):
+        path = data_dir_of(data_dir) / name
         if path.is_dir():
-            return sorted(path.iterdir())
+            # What is remembered of them lies there too, and is none of them.
+            return sorted(each for each in path.iterdir() if not each.name.startswith("."))
         if path.exists():
             return [path]
     return []

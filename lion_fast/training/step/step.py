@@ -43,8 +43,8 @@ class TrainStep:
         self._rates = _Rates(self.optimizer, own.lr_factors(config, device))
         self._aux_weight = torch.full((), self.loss.aux_weight, device=device)
         self._batch_counts = BatchCounts(model)
-        # The fused backbone reads fp32 weights and casts them itself.
-        fused = resolved.backbone == "fused"
+        # The fused backbones read fp32 weights and cast them themselves.
+        fused = resolved.backbone != "modules"
         self._weight_casts = WeightCasts(model, torch.float32 if fused else resolved.compute_dtype)
         self._forward = _forward(model, self.loss, resolved)
 
@@ -220,6 +220,8 @@ def _forward(
     model: DeeplySupervised, loss: LossOptions, resolved: Resolved
 ) -> Callable[[Tensor, Tensor, Tensor], HeadLosses]:
     smoothing, impl = loss.label_smoothing, resolved.impl
+    # A network of another kind has no other backbone, and is not asked about one.
+    how = {"persistent": True} if resolved.backbone == "persistent" else {}
 
     def forward(images: Tensor, labels: Tensor, aux_weight: Tensor) -> HeadLosses:
         with autocast(resolved):
@@ -227,12 +229,12 @@ def _forward(
 
     def fused(images: Tensor, labels: Tensor, aux_weight: Tensor) -> HeadLosses:
         with autocast(resolved):
-            pooled = model.pooled_taps(images, impl=impl)
+            pooled = model.pooled_taps(images, impl=impl, **how)
             return model.loss_from_pooled(
                 pooled, labels, aux_weight, label_smoothing=smoothing, impl=impl
             )
 
-    return fused if resolved.backbone == "fused" else forward
+    return forward if resolved.backbone == "modules" else fused
 
 
 def made_current(device: torch.device) -> AbstractContextManager[object]:
