@@ -14,7 +14,7 @@ from lion_fast.config import FREE_ON_RESUME, TrainConfig
 PACKAGE = Path(__file__).parent.parent / "lion_fast"
 # Flags of other programs, which messages name or commands take.
 OTHERS = {
-    *("nproc-per-node", "master-port", "head", "force-reinstall"),
+    *("nproc-per-node", "master-port", "head", "force-reinstall", "shm-size"),
     *("full-name", "error-unmatch", "porcelain", "untracked-files", "query-gpu", "format"),
 }
 
