@@ -62,6 +62,8 @@ from . import (
     init as init,
     kernels as kernels,
     models as models,
+    output as output,
+    places as places,
     report as report,
     study as study,
     training as training,

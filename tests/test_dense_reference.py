@@ -133,6 +133,10 @@ def test_one_position_is_refused_as_batch_norm_refuses_it():
         by_reference(model, torch.randn(1, 3, 4, 4))
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.14",
+    reason="Dynamo of torch 2.11 compiles it to wrong gradients, so that resolve refuses it there",
+)
 def test_it_compiles_whole():
     model = odd_densenet(4, 1, 8)
     images, d_pooled = problem(model, (2, 8, 8), torch.float32)

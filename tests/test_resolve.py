@@ -127,6 +127,16 @@ def test_compiling_for_the_cpu_needs_a_compiler(monkeypatch):
         resolve(TrainConfig(device="cpu", engine="compile"))
 
 
+def test_the_reference_of_the_fused_backbone_is_not_compiled_where_it_goes_wrong(monkeypatch):
+    config = TrainConfig(device="cpu", backbone="fused", impl="torch", engine="compile")
+    monkeypatch.setattr(resolve_module, "_TRACES_REFERENCE", True)
+    assert resolve(config).backbone == "fused"
+    monkeypatch.setattr(resolve_module, "_TRACES_REFERENCE", False)
+    with pytest.raises(UserError, match="before torch 2.14 impl torch needs engine eager"):
+        resolve(config)
+    assert resolve(dataclasses.replace(config, engine="eager")).backbone == "fused"
+
+
 def test_triton_on_the_cpu_without_its_interpreter_is_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(UserError, match="impl='triton' cannot run here"):

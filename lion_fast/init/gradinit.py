@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lion_fast.errors import UserError
-from lion_fast.init.calibration import batch_statistics, full_precision, unwrapped
+from lion_fast.init.calibration import (
+    batch_statistics,
+    check_materialised,
+    full_precision,
+    unwrapped,
+)
 from lion_fast.init.outputs import Main, main_logits_last
 from lion_fast.init.state import untouched
 from lion_fast.init.variance import he_
@@ -70,6 +75,7 @@ def gradinit_(
             f"gradinit got {len(images)} images and {len(labels)} labels: give as many, at least 1"
         )
     network = unwrapped(model)
+    check_materialised(network)
     device = next(network.parameters()).device
     images, labels = images.to(device), labels.to(device)
     with full_precision(network), untouched(network), batch_statistics(network):

@@ -15,3 +15,5 @@ def apply() -> None:
         action, _, rest = line.partition(":")
         message, _, category = rest.partition(":")
         warnings.filterwarnings(action, message, getattr(builtins, category or "Warning"))
+    # A CUDA 13 build of torch 2.11 serves no V100. The stand-in is asked what a CUDA 12 build does.
+    warnings.filterwarnings("ignore", r"\s*Found GPU\d+ stand-in V100", UserWarning)

@@ -111,12 +111,20 @@ def _impl(asked: Impl, device: torch.device) -> Choice:
 _MEASURED = {(9, 0): "1.21 ms a step with it, 2.54 with the modules, measured on an H200"}
 
 
+# Dynamo of torch 2.11 makes other gradients of the reference's own backward than eager code
+# (tests/test_dense_reference.py). 2.14 is right; the versions between have not been asked.
+_TRACES_REFERENCE = torch.__version__ >= "2.14"
+
+
 def _backbone(config: TrainConfig, device: torch.device, choices: dict[str, Choice]) -> Choice:
     dtype = compute_dtype(choices["precision"].value)
     if config.backbone == "modules":
         return Choice("modules", "asked for")
     asked = "fused" if config.backbone == "auto" else config.backbone
     obstacle = _obstacle(asked, config, device, dtype)
+    is_compiled = choices["engine"].value != "eager"
+    if asked == "fused" and config.impl == "torch" and is_compiled and not _TRACES_REFERENCE:
+        obstacle = obstacle or "before torch 2.14 impl torch needs engine eager with it"
     if config.backbone != "auto":
         if obstacle:
             raise _refusal(asked, obstacle)
