@@ -74,7 +74,10 @@ def test_the_interpreter_has_nothing_to_compile():
 @pytest.mark.slow
 def test_the_first_run_finds_every_kernel_compiled_ahead_and_the_second_says_nothing(tmp_path):
     """From an empty cache: what the launcher compiled would be a case that was not the same."""
-    first, second = outcomes("stand_in_ahead.py", "H100", tmp_path / "runs", cache=tmp_path / "new")
+    env = {"TRITON_CACHE_DIR": str(tmp_path / "new")}
+    first, second = outcomes(
+        "stand_in_ahead.py", "H100", tmp_path / "runs", cache=tmp_path, env=env
+    )
     (said,) = [text for text in first["heard"] if " kernels on " in text]
     assert said.split()[2] == "kernels" and int(said.split()[1]) == first["found"]
     assert first["compiled"] == 0
