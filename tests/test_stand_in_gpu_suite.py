@@ -25,7 +25,7 @@ LEFT_OUT = {
     "loaders": "not dali",
     "target": "not -to_target",
     "overhead": "not (lsuv or gradinit or balancing or study_machinery or cpu_step)",
-    "tests": "not dali and not lsuv",
+    "tests": "not dali and not lsuv and not at_the_sizes_of_a_run and not beside_a_busy_stream",
 }
 # What is counted is no row, and these run on the CPU or look at values.
 WITHOUT_ROWS = ("bench_counts", "bench_world", "bench_allocator", "bench_study", "bench_balancing")
