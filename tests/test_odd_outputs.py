@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from odd_outputs import REFUSED, RIGHT, FocalPrior, Stages, TwoPlaces, image
+from odd_output_cases import REFUSED, RIGHT
+from odd_outputs import FocalPrior, Stages, TwoPlaces, image
 from torch import nn
 
 from lion_fast.errors import UserError
