@@ -14,7 +14,7 @@ Maps are rounded to their dtype once, when they are written; statistics, sums of
 gradients of parameters are fp32. The same inputs give the same bits: no atomics, fixed orders.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -101,11 +101,16 @@ def _dense_backbone_backward(
     return grads
 
 
-@_dense_backbone_backward.register_fake
-def _(d_pooled, images, saved, stem_channels, growth_rate, block_layers, eps, channels_last):
+def _empty_gradient(
+    d_pooled, images, saved, stem_channels, growth_rate, block_layers, eps, channels_last
+):
+    """Return a flat gradient without values: the fake of every op that computes one."""
     batch, _, height, width = images.shape
     plan = Plan(batch, height, width, stem_channels, growth_rate, block_layers)
     return torch.empty(gradient_size(plan), dtype=torch.float32, device=images.device)
+
+
+_dense_backbone_backward.register_fake(_empty_gradient)
 
 
 @torch.library.custom_op(
@@ -138,25 +143,31 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.channels_last = _channels_last(convs)
 
 
-def _backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
-    images, *saved = ctx.saved_tensors
-    d_pooled = [
-        torch.zeros_like(pooled) if d is None else d
-        for pooled, d in zip(saved[:NUM_BLOCKS], d_outputs[:NUM_BLOCKS], strict=True)
-    ]
-    batch, _, height, width = images.shape
-    sizes = ctx.stem_channels, ctx.growth_rate, ctx.block_layers
-    flat = _dense_backbone_backward(d_pooled, images, saved, *sizes, ctx.eps, ctx.channels_last)
-    plan = Plan(batch, height, width, *sizes)
-    grads = gradient_views(plan, flat, ctx.channels_last)
-    wanted = [
-        [g if needed else None for g, needed in zip(group, needs, strict=True)]
-        for group, needs in zip(grads, ctx.needs_input_grad[1:4], strict=True)
-    ]
-    return None, *wanted, None, None
+def _backward_by(flat_gradient: Callable[..., Tensor]) -> Callable[..., tuple[Any, ...]]:
+    """Return the autograd of a backbone op whose flat gradient `flat_gradient` computes."""
+
+    def backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
+        images, *saved = ctx.saved_tensors
+        d_pooled = [
+            torch.zeros_like(pooled) if d is None else d
+            for pooled, d in zip(saved[:NUM_BLOCKS], d_outputs[:NUM_BLOCKS], strict=True)
+        ]
+        batch, _, height, width = images.shape
+        sizes = ctx.stem_channels, ctx.growth_rate, ctx.block_layers
+        flat = flat_gradient(d_pooled, images, saved, *sizes, ctx.eps, ctx.channels_last)
+        grads = gradient_views(Plan(batch, height, width, *sizes), flat, ctx.channels_last)
+        wanted = [
+            [g if needed else None for g, needed in zip(group, needs, strict=True)]
+            for group, needs in zip(grads, ctx.needs_input_grad[1:4], strict=True)
+        ]
+        return None, *wanted, None, None
+
+    return backward
 
 
-_dense_backbone.register_autograd(_backward, setup_context=_setup_context)
+_dense_backbone.register_autograd(
+    _backward_by(_dense_backbone_backward), setup_context=_setup_context
+)
 
 
 def _check(

@@ -14,17 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dense.launch_backward import gradient_size, gradient_views
+from ..dense.launch_backward import gradient_size
 from ..dense.op import (
+    _backward_by,
     _channels_last,
     _check,
     _check_kernels,
     _dense_running_statistics_,
+    _empty_gradient,
     _in_format,
     _plan,
     _setup_context,
 )
-from ..dense.plan import NUM_BLOCKS, Plan
+from ..dense.plan import Plan
 from .compile import compiler_obstacle
 from .launch import (
     PersistentForward,
@@ -90,33 +92,10 @@ def _persistent_backbone_backward(
     return grads
 
 
-@_persistent_backbone_backward.register_fake
-def _(d_pooled, images, saved, stem_channels, growth_rate, block_layers, eps, channels_last):
-    batch, _, height, width = images.shape
-    plan = Plan(batch, height, width, stem_channels, growth_rate, block_layers)
-    return torch.empty(gradient_size(plan), dtype=torch.float32, device=images.device)
-
-
-def _backward(ctx: Any, *d_outputs: Tensor | None) -> tuple[Any, ...]:
-    images, *saved = ctx.saved_tensors
-    d_pooled = [
-        torch.zeros_like(pooled) if d is None else d
-        for pooled, d in zip(saved[:NUM_BLOCKS], d_outputs[:NUM_BLOCKS], strict=True)
-    ]
-    sizes = ctx.stem_channels, ctx.growth_rate, ctx.block_layers
-    flat = _persistent_backbone_backward(
-        d_pooled, images, saved, *sizes, ctx.eps, ctx.channels_last
-    )
-    batch, _, height, width = images.shape
-    grads = gradient_views(Plan(batch, height, width, *sizes), flat, ctx.channels_last)
-    wanted = [
-        [g if needed else None for g, needed in zip(group, needs, strict=True)]
-        for group, needs in zip(grads, ctx.needs_input_grad[1:4], strict=True)
-    ]
-    return None, *wanted, None, None
-
-
-_persistent_backbone.register_autograd(_backward, setup_context=_setup_context)
+_persistent_backbone_backward.register_fake(_empty_gradient)
+_persistent_backbone.register_autograd(
+    _backward_by(_persistent_backbone_backward), setup_context=_setup_context
+)
 
 
 def _gpu_of(device: torch.device) -> dict[str, Any] | None:
