@@ -119,7 +119,7 @@ def _predict(arguments: Sequence[str]) -> int:
     width = max((len(each.class_name) for each in told if isinstance(each, Prediction)), default=0)
     for each in told:
         if not isinstance(each, Prediction):
-            print(f"lion-fast: {each.error}", file=sys.stderr)
+            complain(each.error)
         elif not parsed.json:
             OUTPUT.say(f"{each.class_name:{width}} {each.probability:7.2%}  {each.image}")
     return 1 if any(not isinstance(each, Prediction) for each in told) else 0
