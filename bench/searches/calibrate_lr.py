@@ -11,12 +11,15 @@ again.
 """
 
 import argparse
-import csv
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 from lion_fast import PRESETS, TrainConfig, train
 from lion_fast.training.screen.console import Plain
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from support.tables import append_row, read_rows, windowed_accuracy
 
 MILESTONES = (200, 400, 800, 1100)
 """Steps at which the windowed accuracy is noted."""
@@ -36,8 +39,7 @@ COLUMNS = [
 def measure(config: TrainConfig) -> dict[str, object]:
     """Train as `config` says; return one row of the table."""
     summary = train(config, console=Plain())
-    with open(summary.run / "metrics.csv", newline="", encoding="utf-8") as file:
-        windowed = [row["train_accuracy_windowed"] for row in csv.DictReader(file)]
+    windowed = windowed_accuracy(summary.run)
     row = {
         "lr": config.lr,
         "seed": config.seed,
@@ -65,10 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results/lr_calibration.csv"))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     options = parser.parse_args()
-    done = set()
-    if options.out.exists():
-        with open(options.out, newline="", encoding="utf-8") as file:
-            done = {(float(r["lr"]), int(r["seed"]), r["init"]) for r in csv.DictReader(file)}
+    done = {(float(r["lr"]), int(r["seed"]), r["init"]) for r in read_rows(options.out)}
     for seed in options.seed:
         for lr in options.lr:
             for init in options.init:
@@ -86,12 +85,7 @@ def main() -> None:
                     out=options.runs,
                 )
                 row = measure(config)
-                new = not options.out.exists()
-                with open(options.out, "a", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, COLUMNS)
-                    if new:
-                        writer.writeheader()
-                    writer.writerow(row)
+                append_row(options.out, COLUMNS, row)
     print(options.out.read_text(encoding="utf-8"), end="")
 
 

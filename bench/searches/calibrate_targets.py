@@ -10,14 +10,17 @@ Rows are added to the CSV as runs end; a setting that already stands there is no
 """
 
 import argparse
-import csv
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from lion_fast import PRESETS, TrainConfig, train
 from lion_fast.training.screen.console import Plain
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from support.tables import append_row, read_rows, windowed_accuracy
 
 BASE_WIDTH = 16
 NUM_STEPS = 300
@@ -64,8 +67,7 @@ def target_of(accuracy: float) -> float:
 def measure(setting: Setting, config: TrainConfig) -> dict[str, object]:
     """Train; return one row of the table."""
     summary = train(config, console=Plain())
-    with open(summary.run / "metrics.csv", newline="", encoding="utf-8") as file:
-        windowed = [row["train_accuracy_windowed"] for row in csv.DictReader(file)]
+    windowed = windowed_accuracy(summary.run)
     return {
         **setting._asdict(),
         "target_accuracy": target_of(float(windowed[-1])),
@@ -89,10 +91,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench/results/target_calibration.csv"))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     options = parser.parse_args()
-    done = set()
-    if options.out.exists():
-        with open(options.out, newline="", encoding="utf-8") as file:
-            done = {(row["dataset"], int(row["num_classes"])) for row in csv.DictReader(file)}
+    done = {(row["dataset"], int(row["num_classes"])) for row in read_rows(options.out)}
     for setting in SETTINGS:
         if setting in done:
             continue
@@ -100,12 +99,7 @@ def main() -> None:
             setting, data_dir=options.data_dir, engine=options.engine, out=options.runs
         )
         row = measure(setting, config)
-        new = not options.out.exists()
-        with open(options.out, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append_row(options.out, COLUMNS, row)
     print(options.out.read_text(encoding="utf-8"), end="")
 
 

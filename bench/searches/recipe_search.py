@@ -27,14 +27,17 @@ norm's momentum is no axis: in training it decides no result but the validation 
 """
 
 import argparse
-import csv
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lion_fast import TrainConfig, train
 from lion_fast.training.screen.console import Plain
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from support.tables import append_row, read_rows, windowed_accuracy
 
 SEED = 7
 MORE_SEEDS = (8, 9)
@@ -114,8 +117,7 @@ def name_of(point: dict[str, Any]) -> str:
 def measure(point: dict[str, Any], config: TrainConfig) -> dict[str, object]:
     """Train as `config` says; return one row of the table."""
     summary = train(config, console=Plain())
-    with open(summary.run / "metrics.csv", newline="", encoding="utf-8") as file:
-        windowed = [row["train_accuracy_windowed"] for row in csv.DictReader(file)]
+    windowed = windowed_accuracy(summary.run)
     steps, facts = summary.steps_to_target, summary.environment
     return {
         "point": name_of(point),
@@ -134,10 +136,7 @@ def measure(point: dict[str, Any], config: TrainConfig) -> dict[str, object]:
 
 def images_of(table: Path, precision: str) -> dict[str, int | None]:
     """Return the images to the target of every row in that precision, by the point's name."""
-    if not table.exists():
-        return {}
-    with open(table, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["precision"] == precision]
+    rows = [row for row in read_rows(table) if row["precision"] == precision]
     return {row["point"]: int(row["images_to_target"] or 0) or None for row in rows}
 
 
@@ -199,12 +198,7 @@ def main() -> None:
             out=options.runs,
         )
         row = measure(point, config)
-        new = not options.out.exists()
-        with open(options.out, "a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append_row(options.out, COLUMNS, row)
     print(options.out.read_text(encoding="utf-8"), end="")
 
 
