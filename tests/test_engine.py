@@ -7,6 +7,7 @@ import pytest
 import torch
 from gpu_waits import waits_refused
 from run_results import table
+from small_runs import small_config
 
 from lion_fast.config import TrainConfig
 from lion_fast.training import loop, stages, train
@@ -26,16 +27,15 @@ needs_dali = pytest.mark.skipif(
 
 @pytest.fixture
 def config(tmp_path, stripes):
-    return TrainConfig(
-        dataset=str(stripes),
+    return small_config(
+        stripes,
+        tmp_path,
         growth_rate=4,
-        block_layers=1,
-        batch_size=32,
         max_steps=22,
         window=5,
         target_accuracy=0.6,
         checkpoint_every=9,
-        out=tmp_path / "runs",
+        device="auto",
     )
 
 

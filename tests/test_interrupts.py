@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 from run_results import results, table
+from small_runs import small_config
 
-from lion_fast.config import TrainConfig
 from lion_fast.training import loop, train
 from lion_fast.training.folder.checkpoint import load_checkpoint
 from lion_fast.training.machine.guards import Interrupted, StopSignals
@@ -16,18 +16,7 @@ from lion_fast.training.step.engine import StepEngine
 
 @pytest.fixture
 def config(tmp_path, stripes):
-    return TrainConfig(
-        dataset=str(stripes),
-        growth_rate=2,
-        block_layers=1,
-        batch_size=32,
-        max_steps=20,
-        window=5,
-        checkpoint_every=0,
-        log_every=7,
-        device="cpu",
-        out=tmp_path / "runs",
-    )
+    return small_config(stripes, tmp_path, max_steps=20, window=5, log_every=7)
 
 
 class Listener(Silent):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from run_results import table
+from small_runs import small_config
 
 from lion_fast.cli import main
-from lion_fast.config import FREE_ON_RESUME, TrainConfig, fields_of
+from lion_fast.config import FREE_ON_RESUME, fields_of
 from lion_fast.errors import UserError
 from lion_fast.training import evaluate, train
 from lion_fast.training.folder.checkpoint import NAME, load_checkpoint
@@ -28,17 +29,7 @@ def photos(tmp_path, stripes):
 
 @pytest.fixture
 def config(tmp_path, photos):
-    return TrainConfig(
-        dataset=str(photos),
-        growth_rate=2,
-        block_layers=1,
-        batch_size=32,
-        max_steps=6,
-        window=3,
-        checkpoint_every=0,
-        device="cpu",
-        out=tmp_path / "runs",
-    )
+    return small_config(photos, tmp_path, max_steps=6)
 
 
 @pytest.fixture

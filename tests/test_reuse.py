@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 from run_results import results, table
+from small_runs import small_config
 from stand_in import needs_stand_in, outcomes
 
-from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.study.studies import find_study
 from lion_fast.training import StepCache, setup_key, stages, train
@@ -21,19 +21,7 @@ from lion_fast.training.folder.checkpoint import load_checkpoint
 
 @pytest.fixture
 def config(tmp_path, stripes):
-    return TrainConfig(
-        dataset=str(stripes),
-        growth_rate=2,
-        block_layers=1,
-        batch_size=32,
-        max_steps=6,
-        window=3,
-        checkpoint_every=0,
-        crop_padding=1,
-        device="cpu",
-        engine="eager",
-        out=tmp_path / "runs",
-    )
+    return small_config(stripes, tmp_path, max_steps=6, crop_padding=1, engine="eager")
 
 
 def outcome(summary):

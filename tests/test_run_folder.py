@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from run_results import results, table
+from small_runs import small_config
 from test_interrupts import Listener
 
-from lion_fast.config import TrainConfig
 from lion_fast.data.sources import data_fingerprint
 from lion_fast.errors import UserError
 from lion_fast.training import evaluate, train
@@ -27,18 +27,7 @@ from lion_fast.training.machine import precision
 
 @pytest.fixture
 def config(tmp_path, stripes):
-    return TrainConfig(
-        dataset=str(stripes),
-        growth_rate=2,
-        block_layers=1,
-        batch_size=32,
-        max_steps=9,
-        window=3,
-        log_every=3,
-        checkpoint_every=0,
-        device="cpu",
-        out=tmp_path / "runs",
-    )
+    return small_config(stripes, tmp_path, max_steps=9, log_every=3)
 
 
 @pytest.fixture

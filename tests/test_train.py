@@ -7,6 +7,7 @@ from importlib.metadata import version
 import pytest
 import torch
 from run_results import results, table
+from small_runs import small_config
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
@@ -18,17 +19,8 @@ from lion_fast.training.step.step import TrainStep
 @pytest.fixture
 def config(tmp_path, stripes):
     """A network, a set and a run small enough to train in a second."""
-    return TrainConfig(
-        dataset=str(stripes),
-        growth_rate=4,
-        block_layers=1,
-        batch_size=32,
-        max_steps=30,
-        window=5,
-        target_accuracy=0.7,
-        checkpoint_every=0,
-        device="cpu",
-        out=tmp_path / "runs",
+    return small_config(
+        stripes, tmp_path, growth_rate=4, max_steps=30, window=5, target_accuracy=0.7
     )
 
 
