@@ -1,6 +1,6 @@
 """Compile the launches of a step ahead, on all cores, into the cache that Triton's launcher reads.
 
-One by one, as they are first launched, the 49 kernels of a fused step take a minute. A helper
+One by one, as they are first launched, the kernels of a fused step wait for each other. A helper
 process imports them once and forks for the cores; this process goes on to launch what is there.
 
 What has been compiled so is noted by a file beside the cache's own: to know it takes no compiler.

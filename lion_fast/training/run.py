@@ -43,8 +43,8 @@ def train(
 
     Writes a run folder and returns its summary. Raises UserError on bad input, on a non-finite loss
     (the last good checkpoint stays) and when memory or disk run out; Interrupted, which is a
-    KeyboardInterrupt, on Ctrl-C, SIGTERM and SIGHUP, after saving a checkpoint. A console that can
-    no longer be written does not end the run.
+    KeyboardInterrupt, on Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2, after saving a checkpoint. A
+    console that can no longer be written does not end the run.
 
     In processes that torchrun has started, all train this one network, each on its part of every
     batch. The first alone writes and speaks; all return the same numbers, but for their own clocks.
