@@ -271,6 +271,13 @@ def test_what_an_attempt_left_is_set_aside_where_it_saw_other_data(project, tmp_
     assert (tmp_path / "cell.1" / "run").exists() == (ones != 3)
 
 
+def test_what_an_earlier_version_looked_at_otherwise_is_not_known_to_differ(project):
+    config = ON_DATA.cells()[0].config
+    here = DataHere()
+    assert here.differ(config, {"data_fingerprint": "0" * 40 + "-" + "0" * 40})
+    assert not here.differ(config, {"data_fingerprint": "0" * 32 + "-" + "0" * 32})
+
+
 def test_an_attempt_at_other_data_fails_with_a_way_to_go_on(project, tmp_path, monkeypatch):
     study = ON_DATA.override(seeds=(1,))
     small = {"growth_rate": 2, "block_layers": 1, "batch_size": 4, "device": "cpu", "window": 2}

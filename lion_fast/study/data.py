@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lion_fast.config import TrainConfig
+from lion_fast.data.fingerprint import comparable
 from lion_fast.data.sources import BUILT_IN, data_fingerprint
 from lion_fast.errors import UserError
 from lion_fast.study.grid import Cell
@@ -49,7 +50,7 @@ class DataHere:
         if told is None:
             return False
         now = self.of(config)
-        return now is not None and now != told
+        return now is not None and comparable(now, told) and now != told
 
 
 def known_data(runs: _FINISHED, where: object) -> dict[Source, str]:
