@@ -4,6 +4,11 @@ The folder installs as `lion_fast.kernels`: the top-level name `kernels` belongs
 distribution.
 """
 
+# Its name would be ours where the checkout is the working directory, and transformers asks for it.
+# A second import would register every op anew, and the first one's would be gone.
+if __name__ != "lion_fast.kernels":
+    raise ImportError(f"this is lion_fast.kernels, and no {__name__}: import it by that name")
+
 from .augment import augment_batch, augment_batch_ref
 from .dense import dense_backbone, dense_backbone_ref, dense_block_ref, dense_obstacle
 from .dispatch import Impl, resolve_impl

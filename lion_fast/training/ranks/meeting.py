@@ -17,6 +17,9 @@ from lion_fast.training.ranks.world import TIMEOUT, World
 _SAYING_SECONDS = 1.0
 _PATIENCE = 5.0
 """Seconds of waiting before it is said; torchrun starts all within less."""
+_GRACE = 10.0
+"""Seconds beyond the timeout for torch's own end of waiting, which says why and comes up to two
+late: a process that ends before its thread does would be aborted."""
 _LOOK = 0.2
 """Seconds between two looks whether all have come; signals are acted upon in between."""
 
@@ -74,7 +77,7 @@ def _meet(ranks: Ranks, timeout: float) -> None:
     while thread.is_alive():
         thread.join(_LOOK)
         waited = time.monotonic() - started
-        if waited > timeout + 1:  # torch's own end of it, which would say why, has not come
+        if waited > timeout + _GRACE:
             break
         if waited > _PATIENCE and not is_said and thread.is_alive():
             complain(f"{who} at {place}, for {timeout:g} s at most")
