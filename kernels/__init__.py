@@ -4,23 +4,21 @@ The folder installs as `lion_fast.kernels`: the top-level name `kernels` belongs
 distribution.
 """
 
-# Its name would be ours where the checkout is the working directory, and transformers asks for it.
-# A second import would register every op anew, and the first one's would be gone.
-if __name__ != "lion_fast.kernels":
-    raise ImportError(f"this is lion_fast.kernels, and no {__name__}: import it by that name")
-
-from .augment import augment_batch, augment_batch_ref
-from .dense import dense_backbone, dense_backbone_ref, dense_block_ref, dense_obstacle
-from .dispatch import Impl, resolve_impl
-from .heads import (
-    HeadLosses,
-    deep_supervision_loss,
-    deep_supervision_loss_ref,
-    pooled_supervision_loss,
-    pooled_supervision_loss_ref,
-)
-from .muon import muon_update_, muon_update_ref_
-from .persistent import persistent_backbone, persistent_obstacle_on
+# Whoever looks for that one in a checkout finds this folder: transformers does, and imports it. It
+# is empty then, for ops that are registered a second time are gone for those who have the first.
+if __name__ == "lion_fast.kernels":
+    from .augment import augment_batch, augment_batch_ref
+    from .dense import dense_backbone, dense_backbone_ref, dense_block_ref, dense_obstacle
+    from .dispatch import Impl, resolve_impl
+    from .heads import (
+        HeadLosses,
+        deep_supervision_loss,
+        deep_supervision_loss_ref,
+        pooled_supervision_loss,
+        pooled_supervision_loss_ref,
+    )
+    from .muon import muon_update_, muon_update_ref_
+    from .persistent import persistent_backbone, persistent_obstacle_on
 
 __all__ = [
     "HeadLosses",
