@@ -146,11 +146,13 @@ def test_a_killed_driver_leaves_nothing_behind_and_only_missing_cells_run(
     wait_for(lambda: not any(map(is_running, workers)), 30)
     missing = 6 - num_done()
     before = len(events(tmp_path))
+    # A run may have ended between the look at its checkpoint and the kill.
+    is_kept = any(tmp_path.rglob("checkpoint.pt"))
     code, output, errors = finish("fake.STUDY", tmp_path, address, "fake.fake_train")
     assert (code, errors) == (0, ""), output
     again = [event for event in events(tmp_path)[before:] if event[0].startswith("from")]
     assert len(again) == missing < 6
-    assert any(event[0] != "from-0" for event in again)
+    assert any(event[0] != "from-0" for event in again) == is_kept
     assert all(each.summary for each in stored(fake.STUDY, tmp_path))
     assert not list(tmp_path.rglob("checkpoint*"))
     homes = [Path(each.summary["run"]) for each in stored(fake.STUDY, tmp_path)]
