@@ -55,7 +55,7 @@ import pytest
 from pytest_benchmark.logger import PytestBenchmarkWarning
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.images import ImageSet
+from lion_fast.data.images import DecodedSet, ImageSet
 from lion_fast.data.open import load_image_set
 from support import machine
 from support.harness import (
@@ -365,7 +365,7 @@ def bench(benchmark: Any, device: torch.device, request: pytest.FixtureRequest) 
 
 
 @pytest.fixture(scope="session")
-def image_set(request: pytest.FixtureRequest) -> ImageSet:
+def image_set(request: pytest.FixtureRequest) -> DecodedSet:
     """Return CIFAR-10 from `--data-dir`, or synthetic images of its shape: for speed alone."""
     data_dir = request.config.getoption("--data-dir")
     if data_dir is not None:

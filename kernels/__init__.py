@@ -8,6 +8,7 @@ distribution.
 # is empty then, for ops that are registered a second time are gone for those who have the first.
 if __name__ == "lion_fast.kernels":
     from .augment import augment_batch, augment_batch_ref
+    from .augment_masks import augment_masks
     from .dense import dense_backbone, dense_backbone_ref, dense_block_ref, dense_obstacle
     from .dispatch import Impl, resolve_impl
     from .heads import (
@@ -25,6 +26,7 @@ __all__ = [
     "Impl",
     "augment_batch",
     "augment_batch_ref",
+    "augment_masks",
     "deep_supervision_loss",
     "deep_supervision_loss_ref",
     "dense_backbone",

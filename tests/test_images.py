@@ -259,9 +259,8 @@ def test_mistyped_name_gets_a_suggestion_and_the_list(typed, meant):
     message = refusal(typed)
     assert repr(typed) in message
     assert f"did you mean {meant}?" in message
-    assert (
-        "digits, cifar10, cifar100, a path to an .npz, or a folder with train/ and test/" in message
-    )
+    names = "digits, scenes, scenes_foreground, cifar10, cifar100"
+    assert f"{names}, a path to an .npz, or a folder with train/ and test/" in message
 
 
 def test_missing_path_is_named(tmp_path):

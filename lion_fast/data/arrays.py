@@ -7,6 +7,9 @@ import numpy as np
 
 from lion_fast.errors import UserError
 
+IGNORED = 255
+"""What a mask says of a pixel that belongs to no class."""
+
 
 class LabelledArrays(NamedTuple):
     """A labelled set of equally sized RGB images, at least one in each split."""
@@ -14,11 +17,11 @@ class LabelledArrays(NamedTuple):
     train_images: np.ndarray
     """(N, H, W, 3) uint8, C-contiguous"""
     train_labels: np.ndarray
-    """(N,) int64, 0 <= label < K"""
+    """(N,) int64, 0 <= label < K; or masks (N, H, W) uint8 of such labels and IGNORED"""
     test_images: np.ndarray
     """(M, H, W, 3) uint8, C-contiguous"""
     test_labels: np.ndarray
-    """(M,) int64, 0 <= label < K"""
+    """(M,) int64 or (M, H, W) uint8, likewise"""
     class_names: tuple[str, ...]
     """K names"""
     num_skipped: int = 0
@@ -27,6 +30,11 @@ class LabelledArrays(NamedTuple):
     """Other files that were not taken, counted by why."""
     fingerprints: tuple[str, str] | None = None
     """Of both splits, as they are read: classes and images left out of them later do not count."""
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every pixel is labelled, not every image."""
+        return self.train_labels.ndim == 3
 
 
 def reason(error: BaseException) -> str:
@@ -90,12 +98,7 @@ def assemble(
     called: what messages call the four arrays. Raise UserError as `as_rgb` and `as_labels` do, and
     on images of two sizes and labels out of range.
     """
-    train_images, test_images = as_rgb(x_train, called[0]), as_rgb(x_test, called[2])
-    if train_images.shape[1:] != test_images.shape[1:]:
-        raise UserError(
-            f"{called[2]}: images are {_size(test_images)} here, but {_size(train_images)} for"
-            " training: bring both to one size"
-        )
+    train_images, test_images = _as_two_of_one_size(x_train, x_test, called)
     train_labels = as_labels(y_train, len(x_train), called[1])
     test_labels = as_labels(y_test, len(x_test), called[3])
     if class_names is None:
@@ -105,6 +108,58 @@ def assemble(
     check_labels(train_labels, class_names, called[1])
     check_labels(test_labels, class_names, called[3])
     return LabelledArrays(train_images, train_labels, test_images, test_labels, class_names)
+
+
+def assemble_masked(
+    x_train: np.ndarray,
+    y_train: np.ndarray,
+    x_test: np.ndarray,
+    y_test: np.ndarray,
+    class_names: tuple[str, ...] | None,
+    called: Sequence[str],
+) -> LabelledArrays:
+    """Check images and masks of both splits against each other, as `assemble` does with labels.
+
+    Classes without names get numbers, up to the largest in the training masks.
+    """
+    train_images, test_images = _as_two_of_one_size(x_train, x_test, called)
+    train_masks = as_masks(y_train, train_images, called[1])
+    test_masks = as_masks(y_test, test_images, called[3])
+    if class_names is None:
+        labelled = train_masks[train_masks != IGNORED]
+        class_names = tuple(map(str, range(1 + int(labelled.max(initial=0)))))
+    for masks, where in ((train_masks, called[1]), (test_masks, called[3])):
+        check_labels(np.where(masks == IGNORED, 0, masks), class_names, where)
+    return LabelledArrays(train_images, train_masks, test_images, test_masks, class_names)
+
+
+def as_masks(masks: np.ndarray, images: np.ndarray, where: str) -> np.ndarray:
+    """Return (N, H, W) uint8 of integer masks of `images` (N, H, W, 3); raise UserError else."""
+    if masks.dtype.kind not in "iu":
+        raise UserError(f"{where} is {masks.dtype}: masks must be integers, 0 to K - 1 and 255")
+    if masks.shape != images.shape[:3]:
+        raise UserError(
+            f"{where} has shape {masks.shape} for images of {images.shape}: it must be"
+            f" {images.shape[:3]}, one class number a pixel"
+        )
+    if masks.min() < 0 or masks.max() > IGNORED:
+        worst = masks.min() if masks.min() < 0 else masks.max()
+        raise UserError(
+            f"{where} holds {worst}: number the classes from 0, and {IGNORED} what is of none"
+        )
+    return np.ascontiguousarray(masks.astype(np.uint8))
+
+
+def _as_two_of_one_size(
+    x_train: np.ndarray, x_test: np.ndarray, called: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    train_images, test_images = as_rgb(x_train, called[0]), as_rgb(x_test, called[2])
+    if train_images.shape[1:] != test_images.shape[1:]:
+        raise UserError(
+            f"{called[2]}: images are {_size(test_images)} here, but {_size(train_images)} for"
+            " training: bring both to one size"
+        )
+    return train_images, test_images
 
 
 def check_labels(labels: np.ndarray, class_names: tuple[str, ...], where: str) -> None:

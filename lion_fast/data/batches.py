@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     images: Tensor
     """(B, 3, H, W) normalised, in the loader's dtype and memory format, on its device."""
     labels: Tensor
-    """(B,) int64 on the same device."""
+    """(B,) int64 on the same device, or masks (B, H, W) uint8."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Loader(ABC):
         """Return the current step's batch and advance by one step."""
 
     def next_into(self, images: Tensor, labels: Tensor) -> None:
-        """Copy the next R batches into (R, B, 3, H, W) images and (R, B) labels; no host sync."""
+        """Copy the next R batches into (R, B, 3, H, W) images and their labels; no host sync."""
         for image_slot, label_slot in zip(images.unbind(0), labels.unbind(0), strict=True):
             batch = self.next()
             image_slot.copy_(batch.images, non_blocking=True)
@@ -137,15 +137,14 @@ def normalised(
     """Return uint8 pixels (B, H, W, 3) of `images` as a normalised batch on `device`."""
     order = torch.arange(len(labels), device=device)
     upright = torch.zeros_like(order, dtype=torch.bool)
-    return Batch(
-        *augment_batch(
-            pixels.to(device),
-            labels.to(device),
-            order,
-            upright,
-            images.mean,
-            images.std,
-            out_dtype=dtype,
-            impl=impl,
-        )
+    batch, _ = augment_batch(
+        pixels.to(device),
+        order,
+        order,
+        upright,
+        images.mean,
+        images.std,
+        out_dtype=dtype,
+        impl=impl,
     )
+    return Batch(batch, labels.to(device))

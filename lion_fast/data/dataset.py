@@ -14,7 +14,7 @@ MIN_IMAGE_SIZE = 8
 
 
 class DataSet(Protocol):
-    """A labelled set of RGB images, brought to one size, split for training and testing."""
+    """RGB images of one size, split for training and testing, with a label or a mask each."""
 
     @property
     def name(self) -> str:
@@ -27,6 +27,10 @@ class DataSet(Protocol):
     @property
     def num_classes(self) -> int:
         """Number of classes K."""
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every pixel is labelled, not every image."""
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -63,7 +67,10 @@ class DataSet(Protocol):
         """Return in one line what the set holds, and what was left out of it."""
 
     def train_rows(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the training images (B, H, W, 3) uint8 `indices` and their labels (B,) int64."""
+        """Return the training images (B, H, W, 3) uint8 `indices` and their labels.
+
+        These are (B,) int64, or masks (B, H, W) uint8.
+        """
 
     def test_chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images and labels of the test split, at most `size` images at a time."""
@@ -75,7 +82,7 @@ def description(images: DataSet) -> str:
     words = [
         f"{images.num_train:,} training images",
         f"{images.num_test:,} test images",
-        f"{images.num_classes:,} classes",
+        f"{images.num_classes:,} classes{' of pixels' if images.has_masks else ''}",
         f"{height}x{width}",
     ]
     skipped = {why: number for why, number in images.left_out.items() if number}
@@ -124,6 +131,11 @@ def check_trainable(
             f"{where}: class {label} ({class_names[label]}) has no training image: "
             "add some, or number the classes from 0 without gaps"
         )
+    check_varied(where, std)
+
+
+def check_varied(where: str, std: tuple[float, float, float]) -> None:
+    """Raise UserError if a channel is the same in every pixel, which nothing can normalise."""
     if min(std) == 0:
         raise UserError(
             f"{where}: channel {std.index(0)} has the same value in every training image, so it "

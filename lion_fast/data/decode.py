@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from lion_fast.data.arrays import reason
 from lion_fast.errors import UserError
 
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -52,7 +52,7 @@ def image_pixels(
     if isinstance(image, Image.Image):
         try:
             rgb = _upright_rgb(image)
-        except _DECODE_ERRORS as error:
+        except DECODE_ERRORS as error:
             raise UserError(
                 f"{where} is a PIL image that cannot become RGB ({reason(error)}): convert or"
                 " replace it"
@@ -119,7 +119,7 @@ def decode_image(
                 rgb = _upright_rgb(image)
                 if size is not None and is_huge:
                     rgb = rgb.resize(size[::-1], Image.Resampling.BILINEAR)
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise _unreadable(path, error, remedy) from error
     if size is not None and rgb.size != size[::-1]:
         rgb = rgb.resize(size[::-1], Image.Resampling.BILINEAR)
@@ -133,7 +133,7 @@ def image_file_size(path: Path) -> tuple[int, int]:
             # Orientations 5 to 8 lie on their side.
             turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
             return (image.width, image.height) if turned else (image.height, image.width)
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise _unreadable(path, error, _SKIP) from error
 
 
@@ -160,7 +160,7 @@ def _seems_whole(path: Path) -> bool:
                 return True
             file.seek(-2, os.SEEK_END)
             return file.read() == b"\xff\xd9"
-    except _DECODE_ERRORS:
+    except DECODE_ERRORS:
         return False
 
 

@@ -70,6 +70,11 @@ class EncodedSet:
         return len(self.class_names)
 
     @property
+    def has_masks(self) -> bool:
+        """Whether every pixel is labelled, not every image: never here."""
+        return False
+
+    @property
     def num_train(self) -> int:
         """Number of training images N, unreadable ones included."""
         return len(self.listing.train.paths)

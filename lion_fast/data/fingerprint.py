@@ -26,13 +26,17 @@ def comparable(one: str, other: str) -> bool:
 
 
 def pixels_fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
-    """Return a digest of all of (N, H, W, 3) uint8 images and (N,) labels."""
+    """Return a digest of all of (N, H, W, 3) uint8 images and (N,) labels or (N, H, W) masks."""
     digest = hashlib.blake2b(repr(tuple(images.shape)).encode(), digest_size=_DIGEST_BYTES)
-    digest.update(labels.astype("<i8").tobytes())
-    if len(images):
+    pictures = [images]
+    if labels.ndim == 1:
+        digest.update(labels.astype("<i8").tobytes())
+    else:
+        pictures.append(labels)
+    for each in pictures if len(images) else []:
         # Parts, which several cores digest at once: hashlib lets go of the interpreter.
-        length = max(1, _PART_BYTES // images[0].size)
-        parts = [images[start : start + length] for start in range(0, len(images), length)]
+        length = max(1, _PART_BYTES // each[0].size)
+        parts = [each[start : start + length] for start in range(0, len(each), length)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for part in pool.map(_array_digest, parts):
                 digest.update(part)

@@ -15,18 +15,18 @@ from lion_fast.data.own import MapStyle, arrays_of_datasets, arrays_of_tensors
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """A labelled set of equally sized RGB images, split for training and testing, on the CPU."""
+class DecodedSet:
+    """Equally sized RGB images in memory, with labels or masks; a `DataSet`."""
 
     name: str
     train_images: Tensor
     """(N, H, W, 3) uint8"""
     train_labels: Tensor
-    """(N,) int64, 0 <= label < num_classes"""
+    """(N,) int64, 0 <= label < num_classes; or masks (N, H, W) uint8 of such labels and IGNORED"""
     test_images: Tensor
     """(M, H, W, 3) uint8"""
     test_labels: Tensor
-    """(M,) int64"""
+    """(M,) int64 or (M, H, W) uint8, likewise"""
     class_names: tuple[str, ...]
     mean: tuple[float, float, float]
     """Per-channel mean of the training images, in units of full scale (0 to 1)."""
@@ -43,15 +43,11 @@ class ImageSet:
     """What to say of the set, where another may have been meant."""
 
     @classmethod
-    def from_arrays(cls, name: str, arrays: LabelledArrays, where: str) -> Self:
-        """Return the set of `arrays`, which it shares, with their statistics.
-
-        Raise UserError, beginning with `where`, when no classifier can be trained on it: fewer than
-        two classes, a class without training images, images below 8x8 pixels, a constant channel.
-        """
+    def _of(cls, name: str, arrays: LabelledArrays) -> Self:
+        """Return the set of `arrays`, which it shares, with their statistics."""
         train_images = torch.from_numpy(arrays.train_images)
         mean, std = channel_statistics(train_images)
-        images = cls(
+        return cls(
             name=name,
             train_images=train_images,
             train_labels=torch.from_numpy(arrays.train_labels),
@@ -64,7 +60,68 @@ class ImageSet:
             left_out=arrays.left_out,
             fingerprints=arrays.fingerprints,
         )
-        check_trainable(where, images.image_size, images.class_names, images.train_labels, std)
+
+    def facts(self) -> DataFacts:
+        """Return what a run remembers of this set."""
+        train, test = self.fingerprints or (
+            pixels_fingerprint(self.train_images.numpy(), self.train_labels.numpy()),
+            pixels_fingerprint(self.test_images.numpy(), self.test_labels.numpy()),
+        )
+        return facts_of(self, train, test)
+
+    def describe(self) -> str:
+        """Return in one line what the set holds, and what was left out of it."""
+        return "; ".join(filter(None, [description(self), self.remark]))
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether every pixel is labelled, not every image."""
+        return self.train_labels.ndim == 3
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return len(self.class_names)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.train_images.shape[1], self.train_images.shape[2]
+
+    @property
+    def num_train(self) -> int:
+        """Number of training images N."""
+        return len(self.train_labels)
+
+    @property
+    def num_test(self) -> int:
+        """Number of test images M."""
+        return len(self.test_labels)
+
+    def train_rows(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the training images (B, H, W, 3) `indices` and their labels or masks."""
+        return self.train_images[indices], self.train_labels[indices]
+
+    def test_chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and labels or masks of the test split, at most `size` at a time."""
+        yield from zip(self.test_images.split(size), self.test_labels.split(size), strict=True)
+
+
+@dataclass(frozen=True)
+class ImageSet(DecodedSet):
+    """A set of images with one label each."""
+
+    @classmethod
+    def from_arrays(cls, name: str, arrays: LabelledArrays, where: str) -> Self:
+        """Return the set of `arrays`, which it shares, with their statistics.
+
+        Raise UserError, beginning with `where`, when no classifier can be trained on it: fewer than
+        two classes, a class without training images, images below 8x8 pixels, a constant channel.
+        """
+        images = cls._of(name, arrays)
+        check_trainable(
+            where, images.image_size, images.class_names, images.train_labels, images.std
+        )
         return images
 
     @classmethod
@@ -106,46 +163,6 @@ class ImageSet:
         Raise UserError on anything else (see `arrays_of_datasets`) and as `from_arrays` does.
         """
         return cls.from_arrays(name, arrays_of_datasets(train, test, class_names), name)
-
-    def facts(self) -> DataFacts:
-        """Return what a run remembers of this set."""
-        train, test = self.fingerprints or (
-            pixels_fingerprint(self.train_images.numpy(), self.train_labels.numpy()),
-            pixels_fingerprint(self.test_images.numpy(), self.test_labels.numpy()),
-        )
-        return facts_of(self, train, test)
-
-    def describe(self) -> str:
-        """Return in one line what the set holds, and what was left out of it."""
-        return "; ".join(filter(None, [description(self), self.remark]))
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes K."""
-        return len(self.class_names)
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return self.train_images.shape[1], self.train_images.shape[2]
-
-    @property
-    def num_train(self) -> int:
-        """Number of training images N."""
-        return len(self.train_labels)
-
-    @property
-    def num_test(self) -> int:
-        """Number of test images M."""
-        return len(self.test_labels)
-
-    def train_rows(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the training images (B, H, W, 3) `indices` and their labels (B,)."""
-        return self.train_images[indices], self.train_labels[indices]
-
-    def test_chunks(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images and labels of the test split, at most `size` images at a time."""
-        yield from zip(self.test_images.split(size), self.test_labels.split(size), strict=True)
 
 
 def channel_statistics(

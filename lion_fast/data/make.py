@@ -6,8 +6,9 @@ from lion_fast.config import Impl
 from lion_fast.data.batches import BatchSpec, Loader
 from lion_fast.data.dataset import DataSet
 from lion_fast.data.encoded import EncodedSet
-from lion_fast.data.images import ImageSet
+from lion_fast.data.images import DecodedSet
 from lion_fast.data.plan import BatchPlan
+from lion_fast.errors import UserError
 
 
 def make_loader(
@@ -23,7 +24,8 @@ def make_loader(
     """Return the named loader over the training images of `image_set`, at step 0 of `plan`.
 
     `impl` steers resident, `steps_per_run` dali, and `num_workers` workers (processes) and dali
-    (threads). The loader's module is imported here, so that only dali needs DALI.
+    (threads). The loader's module is imported here, so that only dali needs DALI. Raises UserError
+    where the loader delivers no masks and the set has them.
     """
     if name not in ("resident", "dali", "workers"):
         raise ValueError(f"loader is {name!r}: take one of resident, dali, workers")
@@ -41,8 +43,13 @@ def make_loader(
             steps_per_run=steps_per_run,
             num_threads=num_workers,
         )
-    if not isinstance(image_set, ImageSet):
-        raise TypeError(f"{type(image_set).__name__} is neither an ImageSet nor an EncodedSet")
+    if not isinstance(image_set, DecodedSet):
+        raise TypeError(f"{type(image_set).__name__} is neither decoded nor an EncodedSet")
+    if image_set.has_masks and name != "resident":
+        raise UserError(
+            f"loader {name} delivers a label an image, and {image_set.name} has masks: take"
+            " --loader resident"
+        )
     images, labels = image_set.train_images, image_set.train_labels
     if name == "resident":
         from lion_fast.data.resident import ResidentLoader

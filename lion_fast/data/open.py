@@ -1,6 +1,7 @@
 """The front door: from a config to its set of images, loaded or left on disk."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -10,8 +11,16 @@ from lion_fast.data.dataset import DataSet
 from lion_fast.data.encoded import open_encoded, open_encoded_test
 from lion_fast.data.facts import DataFacts
 from lion_fast.data.fingerprint import pixels_fingerprint
-from lion_fast.data.images import ImageSet
+from lion_fast.data.images import DecodedSet, ImageSet
+from lion_fast.data.mask_folder import (
+    check_classes,
+    list_masked_test,
+    mask_fingerprint,
+    read_masked_split,
+)
+from lion_fast.data.masks import MaskSet
 from lion_fast.data.npz import read_npz_test
+from lion_fast.data.remembered import Remembered
 from lion_fast.data.sources import kind_of, passed_over, read_arrays
 from lion_fast.data.subset import take_subset
 from lion_fast.errors import UserError
@@ -34,19 +43,20 @@ def open_data(config: TrainConfig, loader: str) -> DataSet:
     return open_encoded(path, config.image_size, config.skip_corrupt)
 
 
-def load_image_set(config: TrainConfig) -> ImageSet:
-    """Load the set that `config.dataset` names, whole, into memory.
+def load_image_set(config: TrainConfig) -> DecodedSet:
+    """Load the set that `config.dataset` names, whole, into memory: an ImageSet or a MaskSet.
 
     A built-in name wins over a file or folder of that name. Raise UserError when there is no such
-    set, when it cannot be read (see `read_cifar`, `read_npz`, `read_image_folder`), and when no
-    classifier can be trained on it (see `ImageSet.from_arrays`).
+    set, when it cannot be read (see `read_cifar`, `read_npz`, `read_image_folder`,
+    `read_mask_folder`), and when no classifier can be trained on it (see `ImageSet.from_arrays`).
     """
     arrays = take_subset(
         read_arrays(config), config.dataset, config.num_classes, config.train_fraction
     )
     path = place(config.dataset)
     name = path.stem if kind_of(config.dataset) == "npz" else path.resolve().name
-    images = ImageSet.from_arrays(name, arrays, config.dataset)
+    kind = MaskSet if arrays.has_masks else ImageSet
+    images = kind.from_arrays(name, arrays, config.dataset)
     return dataclasses.replace(images, remark=passed_over(config.dataset))
 
 
@@ -62,6 +72,8 @@ def open_test_data(config: TrainConfig, facts: DataFacts) -> DataSet:
     if kind == "folder":
         some = config.num_classes is not None
         images = open_encoded_test(path, facts, config.skip_corrupt, some)
+    elif kind == "mask folder":
+        images = _test_masks(path, facts)
     elif kind == "npz" and path.is_file():
         images = _test_images(path, facts)
     else:
@@ -98,4 +110,27 @@ def _test_images(path: Path, facts: DataFacts) -> ImageSet:
         mean=facts.mean,
         std=facts.std,
         fingerprints=("", pixels_fingerprint(pixels, labels)),
+    )
+
+
+def _test_masks(path: Path, facts: DataFacts) -> MaskSet:
+    """Return the test split of a folder of images and masks, in the run's size and classes."""
+    left_out: Counter[str] = Counter()
+    split = list_masked_test(path, left_out)
+    images, masks = read_masked_split(split, facts.image_size)
+    check_classes(split, masks, facts.class_names)
+    remembered = Remembered(path)
+    fingerprint = mask_fingerprint(split, path, remembered)
+    remembered.save()
+    return MaskSet(
+        name=path.resolve().name,
+        train_images=torch.empty(0, *images.shape[1:], dtype=torch.uint8),
+        train_labels=torch.empty(0, *masks.shape[1:], dtype=torch.uint8),
+        test_images=torch.from_numpy(images),
+        test_labels=torch.from_numpy(masks),
+        class_names=facts.class_names,
+        mean=facts.mean,
+        std=facts.std,
+        left_out=left_out,
+        fingerprints=("", fingerprint),
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from lion_fast.data.arrays import LabelledArrays, assemble, reason
+from lion_fast.data.arrays import LabelledArrays, assemble, assemble_masked, reason
 from lion_fast.data.decode import image_pixels
 from lion_fast.data.memory import check_memory
 from lion_fast.errors import UserError
@@ -45,6 +45,26 @@ def arrays_of_tensors(
     x_train, y_train, x_test, y_test = map(_array, values, called)
     names = _checked_names(class_names, "class_names")
     return assemble(_channels_last(x_train), y_train, _channels_last(x_test), y_test, names, called)
+
+
+def masked_arrays_of_tensors(
+    train_images: Tensor,
+    train_masks: Tensor,
+    test_images: Tensor,
+    test_masks: Tensor,
+    class_names: Sequence[str] | None = None,
+) -> LabelledArrays:
+    """Return checked arrays of images as `arrays_of_tensors` takes them, and masks (N, H, W).
+
+    Raise UserError on anything else.
+    """
+    called = ("train_images", "train_masks", "test_images", "test_masks")
+    values = (train_images, train_masks, test_images, test_masks)
+    x_train, y_train, x_test, y_test = map(_array, values, called)
+    names = _checked_names(class_names, "class_names")
+    return assemble_masked(
+        _channels_last(x_train), y_train, _channels_last(x_test), y_test, names, called
+    )
 
 
 def _array(values: Tensor, called: str) -> np.ndarray:

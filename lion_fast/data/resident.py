@@ -7,7 +7,7 @@ from lion_fast.config import Impl
 from lion_fast.data.batches import Batch, BatchSpec, Loader
 from lion_fast.data.plan import BatchPlan
 from lion_fast.errors import UserError
-from lion_fast.kernels import augment_batch
+from lion_fast.kernels import augment_batch, augment_masks
 
 MAX_PLANNED_IMAGES = 10**8  # 0.5 GB of indices and flips, 1.3 GB with crops
 
@@ -15,11 +15,12 @@ MAX_PLANNED_IMAGES = 10**8  # 0.5 GB of indices and flips, 1.3 GB with crops
 class ResidentLoader(Loader):
     """Executes a plan with `augment_batch`, steered by a step counter on the device.
 
-    images: (N, H, W, 3) uint8. labels: (N,) int64.
+    images: (N, H, W, 3) uint8. labels: (N,) int64, or masks (N, H, W) uint8, which are cropped and
+    mirrored with their images by `augment_masks`.
     Nothing but device work happens in `next`, and every tensor it reads keeps its address, `seek`
     included: a CUDA graph that captured `next` walks the plan by itself. On a GPU, steps of
     num_steps and beyond are black images with label -1 if a graph replays that far (see
-    `augment_batch`); on the CPU they raise ValueError.
+    `augment_batch`), or masks of ignored pixels; on the CPU they raise ValueError.
 
     Raises UserError if the plan holds more than MAX_PLANNED_IMAGES images.
     """
@@ -46,7 +47,10 @@ class ResidentLoader(Loader):
         self.plan, self.spec = plan, spec
         self._impl = impl
         self._images = images.to(spec.device).contiguous()
-        self._labels = labels.to(spec.device).contiguous()
+        labels = labels.to(spec.device).contiguous()
+        self._masks = labels if labels.ndim == 3 else None
+        # The op gathers a label an image; masks have rows of their own.
+        self._labels = labels if labels.ndim == 1 else labels.new_zeros(len(labels)).long()
         self._indices, self._flips, self._crops = _upload(plan, spec.num_steps, spec.device)
         self._step = torch.zeros((), dtype=torch.int64, device=spec.device)
 
@@ -57,24 +61,31 @@ class ResidentLoader(Loader):
 
     def next(self) -> Batch:
         """Return the current step's batch and advance by one step."""
-        batch = Batch(
-            *augment_batch(
-                self._images,
-                self._labels,
+        images, labels = augment_batch(
+            self._images,
+            self._labels,
+            self._indices,
+            self._flips,
+            self.spec.mean,
+            self.spec.std,
+            crops=self._crops,
+            padding=self.plan.crop_padding,
+            step=self._step,
+            out_dtype=self.spec.dtype,
+            channels_last=self.spec.channels_last,
+            impl=self._impl,
+        )
+        if self._masks is not None:
+            labels = augment_masks(
+                self._masks,
                 self._indices,
                 self._flips,
-                self.spec.mean,
-                self.spec.std,
                 crops=self._crops,
                 padding=self.plan.crop_padding,
                 step=self._step,
-                out_dtype=self.spec.dtype,
-                channels_last=self.spec.channels_last,
-                impl=self._impl,
             )
-        )
         self._step.add_(1)
-        return batch
+        return Batch(images, labels)
 
     def replan(self, plan: BatchPlan) -> None:
         """Execute another plan of the same shape from its first step, in the same tensors."""
@@ -91,8 +102,7 @@ class ResidentLoader(Loader):
     def memory_bytes(self) -> tuple[int, int]:
         """Return host and device bytes of the images, labels and plan."""
         held = [self._images, self._labels, self._indices, self._flips, self._step]
-        if self._crops is not None:
-            held.append(self._crops)
+        held += [tensor for tensor in (self._masks, self._crops) if tensor is not None]
         num_bytes = sum(tensor.nbytes for tensor in held)
         return (0, num_bytes) if self._step.is_cuda else (num_bytes, 0)
 
@@ -100,7 +110,7 @@ class ResidentLoader(Loader):
         """Release the images, labels and plan."""
         empty = torch.empty(0)
         self._images = self._labels = self._indices = self._flips = empty
-        self._crops = None
+        self._masks = self._crops = None
 
 
 def _upload(

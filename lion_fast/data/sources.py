@@ -10,13 +10,17 @@ from lion_fast.data.cifar import SOURCES, read_cifar
 from lion_fast.data.digits import read_digits
 from lion_fast.data.fingerprint import pixels_fingerprint
 from lion_fast.data.folder import list_image_folder, read_image_folder
+from lion_fast.data.mask_folder import is_mask_folder, mask_fingerprints, read_mask_folder
 from lion_fast.data.npz import read_npz
 from lion_fast.data.remembered import Remembered, stamp_of
+from lion_fast.data.scenes import read_scenes
 from lion_fast.errors import UserError
 from lion_fast.places import place
 
 DEFAULT_DATA_DIR = Path("~/.cache/lion-fast")
-BUILT_IN = ("digits", "cifar10", "cifar100")
+EMBEDDED = ("digits", "scenes", "scenes_foreground")
+"""Sets that come with the package, or are made from what does: they are everywhere."""
+BUILT_IN = (*EMBEDDED, "cifar10", "cifar100")
 _LENT: dict[str, LabelledArrays] = {}
 
 
@@ -28,13 +32,13 @@ def lend(dataset: str, arrays: LabelledArrays) -> None:
     _LENT[dataset] = arrays
 
 
-def kind_of(dataset: str) -> Literal["built in", "folder", "npz"] | None:
+def kind_of(dataset: str) -> Literal["built in", "folder", "mask folder", "npz"] | None:
     """Return what a config's `dataset` names; an .npz need not exist."""
     path = place(dataset)
     if dataset in BUILT_IN:
         return "built in"
     if path.is_dir():
-        return "folder"
+        return "mask folder" if is_mask_folder(path) else "folder"
     return "npz" if path.suffix.lower() == ".npz" else None
 
 
@@ -56,12 +60,14 @@ def data_fingerprint(config: TrainConfig) -> str | None:
 
     Nothing is downloaded, and files that have not changed since are not read again.
     """
+    path = place(config.dataset)
     try:
+        if kind_of(config.dataset) == "mask folder":
+            return "-".join(mask_fingerprints(path))
         if kind_of(config.dataset) == "folder":
-            path = place(config.dataset)
             return "-".join(list_image_folder(path, config.num_classes).fingerprints())
         files = _files(config.dataset, config.data_dir)
-        if not files and config.dataset != "digits":
+        if not files and config.dataset not in EMBEDDED:
             return None
         known = _known(files) or read_arrays(config).fingerprints
     except (UserError, OSError):
@@ -79,7 +85,7 @@ def read_arrays(config: TrainConfig) -> LabelledArrays:
     kind, lent = kind_of(dataset), _LENT.get(dataset)
     if lent is None and (kind is None or (kind == "npz" and not path.is_file())):
         raise UserError(_unknown(dataset, path))
-    if config.image_size is not None and kind != "folder":
+    if config.image_size is not None and kind not in ("folder", "mask folder"):
         raise UserError(
             f"image_size is {config.image_size}, but only images of a folder are resized, "
             f"not those of {dataset}: leave it out"
@@ -88,12 +94,16 @@ def read_arrays(config: TrainConfig) -> LabelledArrays:
         return lent
     if kind == "folder":
         return read_image_folder(path, config.image_size, config.skip_corrupt, config.num_classes)
+    if kind == "mask folder":
+        return read_mask_folder(path, config.image_size)
     files = _files(dataset, config.data_dir)
     known, stamp = _known(files), stamp_of(files)
     if kind == "npz":
         arrays = read_npz(path)
     elif dataset == "digits":
         arrays = read_digits()
+    elif dataset in EMBEDDED:
+        arrays = read_scenes(foreground_only=dataset == "scenes_foreground")
     else:
         arrays = read_cifar(dataset, data_dir_of(config.data_dir))
     if known is None:

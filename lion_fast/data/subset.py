@@ -12,9 +12,12 @@ def take_subset(
     """Keep the first `num_classes` classes, and of each the first `train_fraction` of its images.
 
     Shares are rounded to whole images, at least one a class; larger fractions contain smaller ones.
-    The test split loses classes only. Raises UserError when there are fewer classes
-    and when no test image is left.
+    The test split loses classes only. Of a set with masks, whose images are of no one class, the
+    first share of all images is kept. Raises UserError when there are fewer classes, when no test
+    image is left, and on `num_classes` of a set with masks.
     """
+    if arrays.has_masks:
+        return _take_masked(arrays, dataset, num_classes, train_fraction)
     if num_classes is not None:
         if num_classes > len(arrays.class_names):
             raise UserError(
@@ -43,6 +46,20 @@ def take_subset(
             train_images=arrays.train_images[first], train_labels=labels[first]
         )
     return arrays
+
+
+def _take_masked(
+    arrays: LabelledArrays, dataset: str, num_classes: int | None, train_fraction: float
+) -> LabelledArrays:
+    if num_classes is not None:
+        raise UserError(
+            f"num_classes is {num_classes}, and each image of {dataset} is of several classes:"
+            " leave it out"
+        )
+    kept = max(1, round(train_fraction * len(arrays.train_images)))
+    return arrays._replace(
+        train_images=arrays.train_images[:kept], train_labels=arrays.train_labels[:kept]
+    )
 
 
 def _position_within_class(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:

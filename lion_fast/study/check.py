@@ -52,11 +52,11 @@ def _obstacles(config: TrainConfig) -> Iterator[str]:
 
 def _missing_data(config: TrainConfig) -> Iterator[str]:
     from lion_fast.data.cifar import SOURCES
-    from lion_fast.data.sources import data_dir_of
+    from lion_fast.data.sources import EMBEDDED, data_dir_of
 
     if config.dataset in SOURCES:
         folder = data_dir_of(config.data_dir)
         if not any((folder / name).exists() for name in SOURCES[config.dataset]):
             yield f"{config.dataset} is not in {folder}: the first run would download it"
-    elif config.dataset != "digits" and not place(config.dataset).exists():
+    elif config.dataset not in EMBEDDED and not place(config.dataset).exists():
         yield f"cannot run: dataset {config.dataset} does not exist"

@@ -254,10 +254,10 @@ class RayPool:
 
     def _data_of(self, config: TrainConfig) -> Any:
         """Return the data set in the cluster's object store; None where nodes find it by name."""
-        from lion_fast.data.sources import BUILT_IN, read_arrays
+        from lion_fast.data.sources import BUILT_IN, EMBEDDED, read_arrays
 
         name = config.dataset
-        if name == "digits" or (name not in BUILT_IN and Path(name).is_dir()):
+        if name in EMBEDDED or (name not in BUILT_IN and Path(name).is_dir()):
             return None
         if name not in self.data:
             self.data[name] = self.ray.put(read_arrays(config))

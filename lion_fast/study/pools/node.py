@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import lion_fast
 from lion_fast.config import TrainConfig
+from lion_fast.data.sources import EMBEDDED
 from lion_fast.study.pools import Ended, Result, Trainer
 from lion_fast.study.pools.local import LocalPool, Worker
 from lion_fast.study.pools.worker import Lend
@@ -100,7 +101,7 @@ class Slot:
         left: files of an earlier attempt, to go on with. arrays: the data set; None where it is at
         hand by its name.
         """
-        if arrays is None and config.dataset != "digits" and not Path(config.dataset).is_dir():
+        if arrays is None and config.dataset not in EMBEDDED and not Path(config.dataset).is_dir():
             text = f"dataset {config.dataset} is a folder that node {os.uname().nodename} does not"
             return Result("failed", f"{text} see: put it at the same path on every node"), {}
         home = config.out
