@@ -10,6 +10,7 @@ if __name__ == "lion_fast.kernels":
     from .augment import augment_batch, augment_batch_ref
     from .augment_masks import augment_masks
     from .dense import dense_backbone, dense_backbone_ref, dense_block_ref, dense_obstacle
+    from .dense_heads import DenseLosses, dense_supervision_loss, dense_supervision_loss_ref
     from .dispatch import Impl, resolve_impl
     from .heads import (
         HeadLosses,
@@ -22,6 +23,7 @@ if __name__ == "lion_fast.kernels":
     from .persistent import persistent_backbone, persistent_obstacle_on
 
 __all__ = [
+    "DenseLosses",
     "HeadLosses",
     "Impl",
     "augment_batch",
@@ -33,6 +35,8 @@ __all__ = [
     "dense_backbone_ref",
     "dense_block_ref",
     "dense_obstacle",
+    "dense_supervision_loss",
+    "dense_supervision_loss_ref",
     "muon_update_",
     "muon_update_ref_",
     "persistent_backbone",
