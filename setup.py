@@ -24,6 +24,7 @@ setup(
         "lion_fast.init",
         "lion_fast.kernels",
         "lion_fast.kernels.dense",
+        "lion_fast.kernels.dense_heads",
         "lion_fast.kernels.heads",
         "lion_fast.kernels.muon",
         "lion_fast.kernels.persistent",

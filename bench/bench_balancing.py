@@ -72,7 +72,7 @@ class WarmUp:
     def __init__(self, model: DeeplySupervised, warmup_steps: int = 500) -> None:
         self.model = model
         self.warmup_steps = warmup_steps
-        self.steps_done = torch.zeros((), device=model.heads.main.linear.weight.device)
+        self.steps_done = torch.zeros((), device=model.heads.main.output_layer.weight.device)
 
     def backward(self, losses: list[Tensor]) -> None:
         """Back-propagate the weighted sum and advance the schedule."""

@@ -8,7 +8,6 @@ distribution.
 # is empty then, for ops that are registered a second time are gone for those who have the first.
 if __name__ == "lion_fast.kernels":
     from .augment import augment_batch, augment_batch_ref
-    from .augment_masks import augment_masks
     from .dense import dense_backbone, dense_backbone_ref, dense_block_ref, dense_obstacle
     from .dense_heads import DenseLosses, dense_supervision_loss, dense_supervision_loss_ref
     from .dispatch import Impl, resolve_impl
@@ -19,6 +18,7 @@ if __name__ == "lion_fast.kernels":
         pooled_supervision_loss,
         pooled_supervision_loss_ref,
     )
+    from .mask_batch import augment_masks
     from .muon import muon_update_, muon_update_ref_
     from .persistent import persistent_backbone, persistent_obstacle_on
 

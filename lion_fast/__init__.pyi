@@ -7,6 +7,9 @@ from lion_fast.config import (
 from lion_fast.data.images import (
     ImageSet as ImageSet,
 )
+from lion_fast.data.masks import (
+    MaskSet as MaskSet,
+)
 from lion_fast.data.open import (
     load_image_set as load_image_set,
 )
@@ -25,21 +28,28 @@ from lion_fast.init import (
     lion_dg_ as lion_dg_,
     lion_dg_report as lion_dg_report,
     lion_lsuv_ as lion_lsuv_,
+    log_frequencies as log_frequencies,
     lsuv_ as lsuv_,
+    prior_bias_ as prior_bias_,
     rezero_ as rezero_,
     xavier_ as xavier_,
 )
 from lion_fast.kernels import (
+    DenseLosses as DenseLosses,
     HeadLosses as HeadLosses,
     deep_supervision_loss as deep_supervision_loss,
     deep_supervision_loss_ref as deep_supervision_loss_ref,
+    dense_supervision_loss as dense_supervision_loss,
+    dense_supervision_loss_ref as dense_supervision_loss_ref,
 )
 from lion_fast.models import (
     DeeplySupervised as DeeplySupervised,
     DenseNetDS as DenseNetDS,
     ResNetDS as ResNetDS,
+    UNetDS as UNetDS,
     densenet_ds as densenet_ds,
     resnet_ds as resnet_ds,
+    unet_ds as unet_ds,
 )
 from lion_fast.training import (
     LoadedRun as LoadedRun,

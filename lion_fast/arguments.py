@@ -65,6 +65,9 @@ class PredictArguments:
     """auto, cpu, cuda, or cuda:N."""
     json: bool = False
     """Print one line of JSON instead of a table; of an image that cannot be read, an error."""
+    masks: Path | None = None
+    """Folder for the PNG masks of a network that gives a class to every pixel. Default: masks/ in
+    the run folder."""
 
 
 @dataclass

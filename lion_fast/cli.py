@@ -29,6 +29,7 @@ from lion_fast.output import OUTPUT, complain, guard_streams, say
 from lion_fast.places import place
 from lion_fast.training.ranks.torchrun import ranks_here
 from lion_fast.training.screen.console import make_console
+from lion_fast.training.screen.printed import validation_lines
 
 if TYPE_CHECKING:
     from lion_fast.study.grid import Study
@@ -101,7 +102,8 @@ def _eval(arguments: Sequence[str]) -> int:
         validation = evaluate(
             parsed.run, device=parsed.device, dataset=parsed.dataset, console=console
         )
-    console.say(validation.lines())
+    console.say(validation_lines(validation.accuracy_per_head, validation.iou_per_class))
+    console.say([f"validation loss {validation.loss:.4f}"])
     _end_with_json(validation.to_dict(), parsed.json)
     return 0
 
@@ -111,18 +113,24 @@ def _predict(arguments: Sequence[str]) -> int:
     if not parsed.images:
         raise UserError("predict needs images: lion-fast predict RUN IMAGES...")
 
-    from lion_fast.training.saved import Prediction, predict_each
+    from lion_fast.training.saved import Prediction, Unread, predict_each
 
-    told = list(predict_each(parsed.run, parsed.images, device=parsed.device))
+    each_of = predict_each(parsed.run, parsed.images, device=parsed.device, masks=parsed.masks)
+    told = list(each_of)
     if parsed.json:
         OUTPUT.say_json([each._asdict() for each in told])
     width = max((len(each.class_name) for each in told if isinstance(each, Prediction)), default=0)
     for each in told:
-        if not isinstance(each, Prediction):
+        if isinstance(each, Unread):
             complain(each.error)
-        elif not parsed.json:
+        elif parsed.json:
+            continue
+        elif isinstance(each, Prediction):
             OUTPUT.say(f"{each.class_name:{width}} {each.probability:7.2%}  {each.image}")
-    return 1 if any(not isinstance(each, Prediction) for each in told) else 0
+        else:
+            shares = "  ".join(f"{name} {share:.2%}" for name, share in each.shares.items())
+            OUTPUT.say(f"{each.image} -> {each.mask}  {shares}")
+    return 1 if any(isinstance(each, Unread) for each in told) else 0
 
 
 def _end_with_json(values: dict[str, Any], asked: bool) -> None:

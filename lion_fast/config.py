@@ -12,9 +12,10 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from lion_fast.errors import UserError
 from lion_fast.places import place
 
-Arch = Literal["densenet_ds", "resnet_ds"]
+Arch = Literal["densenet_ds", "resnet_ds", "unet_ds"]
 Placement = Literal["side_tap", "residual"]
 Init = Literal["he", "xavier", "lion_dg", "lsuv", "lion_lsuv", "fixup", "rezero", "gradinit"]
+HeadBias = Literal["zero", "prior"]
 Engine = Literal["auto", "eager", "compile", "graph"]
 LoaderName = Literal["auto", "resident", "dali", "workers"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
@@ -65,8 +66,10 @@ class TrainConfig:
     """One training run; defaults are the paper's (arXiv 2601.02105, A.2), lengths are in steps."""
 
     dataset: str = numbers("digits")
-    """Image set: digits (embedded, 16x16), cifar10, cifar100, a path to an .npz with x_train
-    y_train x_test y_test, or a folder that holds train/ and test/ with one folder per class."""
+    """Image set: digits (embedded, 16x16), scenes (digits on a canvas, a class a pixel),
+    scenes_foreground (without the background), cifar10, cifar100, a path to an .npz with x_train
+    y_train x_test y_test, or a folder that holds train/ and test/ with one folder per class, or
+    with images/ and masks/."""
     data_dir: Path | None = housekeeping(None)
     """Folder where cifar10 and cifar100 are looked for, and downloaded to when absent. Default:
     ~/.cache/lion-fast."""
@@ -82,7 +85,7 @@ class TrainConfig:
     """Share of each class's training images to keep, the first ones; the test split stays."""
 
     arch: Arch = numbers("densenet_ds")
-    """Network with auxiliary heads on intermediate layers."""
+    """Network with auxiliary heads on intermediate layers; unet_ds gives a class to every pixel."""
     placement: Placement = numbers("side_tap")
     """Where resnet_ds puts its auxiliary weights: beside the residual path, or in it (Theorem 1's
     wrong design)."""
@@ -92,16 +95,25 @@ class TrainConfig:
     """Layers in each of the three dense blocks of densenet_ds."""
     base_width: int = numbers(64)
     """Channels of the first stage of resnet_ds; each later stage doubles them."""
+    unet_width: int = numbers(12)
+    """Channels of the first stage of unet_ds; each coarser stage doubles them."""
     init: Init = numbers("lion_dg")
     """Weight initialisation; lion_dg zeroes the auxiliary heads and He-initialises the rest."""
 
+    head_bias: HeadBias = numbers("zero")
+    """Biases of the auxiliary heads at first: zero, as every initialisation leaves them, or prior,
+    the logarithms of the classes' shares in the training set."""
+
     aux_weight: float = numbers(0.3)
-    """Weight alpha of every auxiliary head's loss; the main head's is 1."""
+    """Weight alpha of every auxiliary head's loss; the main head's is 1. unet_ds halves it for each
+    level beyond the finest."""
     aux_warmup_steps: int = numbers(0)
     """Ramp the auxiliary weight linearly from 0 over this many steps: the schedule that LION-DG
     makes unnecessary."""
     label_smoothing: float = numbers(0.0)
     """Cross-entropy label smoothing, from 0 up to but excluding 1."""
+    dice: float = numbers(0.0)
+    """Weight of the Dice loss beside unet_ds's cross-entropy."""
     optimizer: OptimizerName = numbers("adamw")
     """AdamW for every parameter; Muon (orthogonalised momentum) for the backbone's convolutions and
     matrices and AdamW for heads, norms and biases; or sgd: lr times the gradient, nothing else."""
@@ -306,6 +318,8 @@ _LEAST: dict[str, float] = {
     "growth_rate": 1,
     "block_layers": 1,
     "base_width": 1,
+    "unet_width": 1,
+    "dice": 0,
     "aux_weight": 0,
     "aux_warmup_steps": 0,
     "label_smoothing": 0,

@@ -171,7 +171,7 @@ class Step:
         tap_bytes = num_bytes(*self.taps)
         image_bytes = self.images.numel() + num_bytes(self.images)
         head_products = sum(
-            2 * self.images.shape[0] * head.linear.weight.numel() for head in self.model.heads
+            2 * self.images.shape[0] * head.output_layer.weight.numel() for head in self.model.heads
         )
         with convolution_traffic(self.model, self.images.element_size()) as traffic:
             forward = count_operations(self.forward)

@@ -193,7 +193,9 @@ def problem(batch: int, side: int, seed: int) -> tuple[DenseNetDS, Tensor, list[
             elif isinstance(module, nn.Conv2d):
                 module.weight.copy_(module.weight.to(torch.bfloat16))
     images = torch.randn(batch, 3, side, side).to(torch.bfloat16).double()
-    d_pooled = [torch.randn(batch, head.linear.in_features).double() for head in model.heads]
+    d_pooled = [
+        torch.randn(batch, head.output_layer.weight.shape[1]).double() for head in model.heads
+    ]
     return model.double(), images, d_pooled
 
 

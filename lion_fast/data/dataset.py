@@ -60,6 +60,9 @@ class DataSet(Protocol):
     def left_out(self) -> Mapping[str, int]:
         """Other files that were not taken, counted by why."""
 
+    def class_counts(self) -> Tensor:
+        """Return how many training images, or pixels of masks, are of each class: (K,) int64."""
+
     def facts(self) -> DataFacts:
         """Return what a run remembers of this set."""
 

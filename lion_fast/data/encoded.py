@@ -56,6 +56,11 @@ class EncodedSet:
         """Other files that were not taken, counted by why."""
         return self.listing.left_out
 
+    def class_counts(self) -> Tensor:
+        """Return how many training images are listed of each class, (K,) int64."""
+        labels = torch.from_numpy(self.listing.train.labels)
+        return labels.bincount(minlength=self.num_classes)
+
     def facts(self) -> DataFacts:
         """Return what a run remembers of this set."""
         return facts_of(self, *self.fingerprints)

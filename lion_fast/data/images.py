@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lion_fast.data.arrays import LabelledArrays
+from lion_fast.data.arrays import IGNORED, LabelledArrays
 from lion_fast.data.dataset import check_trainable, description, facts_of
 from lion_fast.data.facts import DataFacts
 from lion_fast.data.fingerprint import pixels_fingerprint
@@ -68,6 +68,13 @@ class DecodedSet:
             pixels_fingerprint(self.test_images.numpy(), self.test_labels.numpy()),
         )
         return facts_of(self, train, test)
+
+    def class_counts(self) -> Tensor:
+        """Return how many training images, or pixels of masks, are of each class: (K,) int64."""
+        counts = torch.zeros(IGNORED + 1 + self.num_classes, dtype=torch.int64)
+        for part in self.train_labels.split(1024):
+            counts += part.flatten().bincount(minlength=len(counts))
+        return counts[: self.num_classes]
 
     def describe(self) -> str:
         """Return in one line what the set holds, and what was left out of it."""

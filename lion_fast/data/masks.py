@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from torch import Tensor
 
-from lion_fast.data.arrays import IGNORED, LabelledArrays
+from lion_fast.data.arrays import LabelledArrays
 from lion_fast.data.dataset import check_size, check_varied
 from lion_fast.data.images import DecodedSet
 from lion_fast.data.own import masked_arrays_of_tensors
@@ -59,10 +58,3 @@ class MaskSet(DecodedSet):
             train_images, train_masks, test_images, test_masks, class_names
         )
         return cls.from_arrays(name, arrays, name)
-
-    def class_counts(self) -> Tensor:
-        """Return how many pixels of the training masks are of each class, (K,) int64."""
-        counts = torch.zeros(IGNORED + 1, dtype=torch.int64)
-        for part in self.train_labels.split(1024):
-            counts += part.flatten().bincount(minlength=IGNORED + 1)
-        return counts[: self.num_classes]

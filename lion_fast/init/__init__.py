@@ -23,6 +23,7 @@ from lion_fast.init.lsuv import NUM_SAMPLES, lion_lsuv_, lsuv_
 from lion_fast.init.output_layer import Bias
 from lion_fast.init.outputs import Main
 from lion_fast.init.plan import plan_heads, zero_
+from lion_fast.init.prior import log_frequencies, prior_bias_
 from lion_fast.init.residual import fixup_, rezero_
 from lion_fast.init.variance import he_, xavier_
 from lion_fast.models import DeeplySupervised
@@ -40,7 +41,9 @@ __all__ = [
     "lion_dg_",
     "lion_dg_report",
     "lion_lsuv_",
+    "log_frequencies",
     "lsuv_",
+    "prior_bias_",
     "rezero_",
     "xavier_",
 ]

@@ -27,7 +27,7 @@ from lion_fast.init.outputs import Main, Outputs
 from lion_fast.init.replay import Recording
 from lion_fast.init.trace import HeadCall
 from lion_fast.init.verify import first_run, guess_call, verify, verify_alone
-from lion_fast.models import DenseNetDS, Head, ResNetDS
+from lion_fast.models import DeeplySupervised, DenseHead, DenseNetDS, Head, ResNetDS, UNetDS
 
 
 @dataclass(frozen=True)
@@ -89,32 +89,36 @@ def parameter_names(model: nn.Module) -> dict[int, list[str]]:
 
 def _is_known(model: nn.Module, heads: dict[str, nn.Module]) -> bool:
     """Whether model and heads are this package's own, unaltered: tested once, they need no run."""
-    plain = all(
-        type(head) is Head
-        and not parametrize.is_parametrized(head.linear)
-        and set(dict(head.linear.named_parameters())) == {"weight", "bias"}
+    plain = all(map(_is_plain, heads.values()))
+    return plain and type(model) in (DenseNetDS, ResNetDS, UNetDS)
+
+
+def _is_plain(head: nn.Module) -> bool:
+    if not isinstance(head, (Head, DenseHead)) or type(head) not in (Head, DenseHead):
+        return False
+    return (
+        not parametrize.is_parametrized(head.output_layer)
+        and set(dict(head.output_layer.named_parameters())) == {"weight", "bias"}
         and all(p.requires_grad for p in head.parameters())
-        for head in heads.values()
     )
-    return plain and type(model) in (DenseNetDS, ResNetDS)
 
 
 def _known_heads(model: nn.Module, heads: dict[str, nn.Module], main: Main) -> list[FoundHead]:
-    assert isinstance(model, (DenseNetDS, ResNetDS))
+    assert isinstance(model, DeeplySupervised)
     last = len(model.heads.aux)
     if main not in (None, -1, last, str(last)):
         raise UserError(f"main={main!r} is no main output of {type(model).__name__}: pass -1")
     found = []
     for name, module in heads.items():
-        assert isinstance(module, Head)
+        assert isinstance(module, (Head, DenseHead))
         if module is model.heads.main:
             raise UserError(
                 f"head {name!r} gives or feeds the model's main output: name auxiliary ones"
             )
-        linear = module.linear
-        weight, bias = linear.parameters()
-        option = OutputLayer([linear], [weight], [bias])
-        names: dict[nn.Module, str] = {linear: f"{name}.linear"}
+        ((inside, layer),) = module.named_children()
+        weight, bias = layer.parameters()
+        option = OutputLayer([layer], [weight], [bias])
+        names: dict[nn.Module, str] = {layer: f"{name}.{inside}"}
         found.append(FoundHead(name, module, [], [option], names, option))
     return found
 

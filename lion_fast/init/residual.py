@@ -38,9 +38,9 @@ def fixup_(model: nn.Module, generator: torch.Generator | None = None) -> nn.Mod
         for layer in scaled:
             layer.weight.mul_(len(branches) ** (-1 / (2 * len(scaled))))
         last.weight.zero_()
-    main = _deeply_supervised(model).heads.main.linear
-    main.weight.zero_()
-    main.bias.zero_()
+    main = _deeply_supervised(model).heads.main.output_layer
+    for parameter in main.parameters():
+        parameter.zero_()
     return model
 
 

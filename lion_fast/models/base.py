@@ -1,8 +1,8 @@
-"""Heads, and the surface that every deeply-supervised network of this package shares.
+"""The surface that every deeply-supervised network of this package shares.
 
 A backbone returns its taps as a list, the main head's last. Heads never touch the backbone's path
-(but for ResNet-DS with `placement="residual"`), so pooling, linear, cross-entropy and weighting of
-all heads are one op.
+(but for ResNet-DS with `placement="residual"`), so what they compute, cross-entropy and weighting
+of all heads are one op, which the heads know (`heads.py`).
 
 Shapes: B images, H heads, K classes, C_h channels of tap h.
 """
@@ -13,42 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lion_fast.errors import UserError
-from lion_fast.kernels import (
-    HeadLosses,
-    Impl,
-    deep_supervision_loss,
-    pooled_supervision_loss,
-)
+from lion_fast.kernels import Impl, pooled_supervision_loss
+from lion_fast.models.heads import Heads, Losses
 
 MIN_IMAGE_SIDE = 8
 """Pixels. Three halvings leave one pixel, and the data loaders go no lower."""
-
-
-class Head(nn.Module):
-    """Global average pool, then a linear layer with bias."""
-
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(in_channels, num_classes)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """Return logits (B, K) of a map (B, C_h, height, width)."""
-        return self.linear(feature.mean((2, 3)))
-
-
-class Heads(nn.Module):
-    """The auxiliary heads in forward order, and the main head."""
-
-    def __init__(self, tap_channels: Sequence[int], num_classes: int) -> None:
-        super().__init__()
-        *aux, main = (Head(channels, num_classes) for channels in tap_channels)
-        self.aux = nn.ModuleList(aux)
-        self.main = main
-
-    def __iter__(self) -> Iterator[Head]:
-        """Yield every head in the order of the taps: the main head last."""
-        yield from self.aux  # type: ignore[misc]
-        yield self.main
 
 
 class DeeplySupervised(nn.Module):
@@ -89,9 +58,10 @@ class DeeplySupervised(nn.Module):
         losses.loss.backward()
 
     The contract of `taps`: H maps (B, C_h, height_h, width_h) in forward order, the main head's
-    last, no head called on the way. More members may be overridden: `residual_branches`, which
-    fixup and rezero ask for, `heads_in_path`, `runs_norms_once`, `runs_convolutions_once` and
-    `pooled_taps`.
+    last, no head called on the way. With `attach_heads(widths, num_classes, DenseHeads)` heads give
+    a class to every pixel of their maps, and targets are masks. More members may be overridden:
+    `residual_branches`, which fixup and rezero ask for, `heads_in_path`, `runs_norms_once`,
+    `runs_convolutions_once` and `pooled_taps`.
 
     Under DistributedDataParallel call the wrapper, `ddp(images, labels, aux_weight)`, never
     `ddp.module.loss(...)`: only calls of the wrapper synchronise gradients.
@@ -108,20 +78,23 @@ class DeeplySupervised(nn.Module):
     _main_mask: Tensor
     _aux_mask: Tensor
 
-    def attach_heads(self, tap_channels: Sequence[int], num_classes: int) -> None:
+    def attach_heads(
+        self, tap_channels: Sequence[int], num_classes: int, kind: type[Heads] = Heads
+    ) -> None:
         """Add the heads: `self.heads.aux`, a ModuleList, and `self.heads.main`.
 
-        tap_channels: C_h of every tap, the main one's last. To be called last in `__init__`, so
-        that the backbone's parameters come first in `parameters()`. Raises UserError on fewer than
-        2 classes.
+        tap_channels: C_h of every tap, the main one's last. kind: Heads for a label an image,
+        DenseHeads for one a pixel. To be called last in `__init__`, so that the backbone's
+        parameters come first in `parameters()`. Raises UserError on fewer than 2 classes.
         """
         if num_classes < 2:
             raise UserError(f"num_classes is {num_classes}: a classifier needs at least 2")
-        self.heads = Heads(tap_channels, num_classes)
+        self.heads = kind(tap_channels, num_classes)
         # On the device beforehand, so that a step neither copies from the host nor waits for it.
         main_mask = torch.tensor([0.0] * (len(tap_channels) - 1) + [1.0])
         self.register_buffer("_main_mask", main_mask, persistent=False)
-        self.register_buffer("_aux_mask", 1 - main_mask, persistent=False)
+        aux_mask = torch.tensor([*self.heads.aux_factors(), 0.0])
+        self.register_buffer("_aux_mask", aux_mask, persistent=False)
 
     def taps(self, images: Tensor) -> list[Tensor]:
         """Return H maps (B, C_h, height_h, width_h) of images (B, 3, height, width).
@@ -138,11 +111,17 @@ class DeeplySupervised(nn.Module):
         aux_weight: float | Tensor = 0.3,
         *,
         label_smoothing: float = 0.0,
+        dice: float = 0.0,
         impl: Impl = "auto",
-    ) -> list[Tensor] | HeadLosses:
-        """Return the logits (B, K) of every head, the main head's last; given labels, `loss`."""
+    ) -> list[Tensor] | Losses:
+        """Return the logits (B, K) of every head, the main head's last; given labels, `loss`.
+
+        Dense heads' logits are (B, K, height_h, width_h).
+        """
         if labels is not None:
-            return self.loss(images, labels, aux_weight, label_smoothing=label_smoothing, impl=impl)
+            return self.loss(
+                images, labels, aux_weight, label_smoothing=label_smoothing, dice=dice, impl=impl
+            )
         taps = self.taps(images)
         return [head(tap) for head, tap in zip(self.heads, taps, strict=True)]
 
@@ -153,15 +132,23 @@ class DeeplySupervised(nn.Module):
         aux_weight: float | Tensor,
         *,
         label_smoothing: float = 0.0,
+        dice: float = 0.0,
         impl: Impl = "auto",
-    ) -> HeadLosses:
+    ) -> Losses:
         """Compute the paper's eq. 1, L_main + aux_weight * sum of L_aux, over all heads in one op.
 
-        images: (B, 3, height, width). target: (B,) int64. aux_weight: a float, or a () float32
+        images: (B, 3, height, width). target: (B,) int64, or masks (B, height, width) of any
+        integer type for dense heads, whose losses are halved a level beyond the finest auxiliary
+        one. dice: weight of Dice, for dense heads. aux_weight: a float, or a () float32
         tensor on the device that may change between steps without a host sync or a recompilation.
         """
         return self.loss_from_taps(
-            self.taps(images), target, aux_weight, label_smoothing=label_smoothing, impl=impl
+            self.taps(images),
+            target,
+            aux_weight,
+            label_smoothing=label_smoothing,
+            dice=dice,
+            impl=impl,
         )
 
     def loss_from_taps(
@@ -171,15 +158,16 @@ class DeeplySupervised(nn.Module):
         aux_weight: float | Tensor,
         *,
         label_smoothing: float = 0.0,
+        dice: float = 0.0,
         impl: Impl = "auto",
-    ) -> HeadLosses:
+    ) -> Losses:
         """Compute `loss` of maps that `taps` returned."""
-        return deep_supervision_loss(
+        return self.heads.loss(
             taps,
-            *self._linears(),
             target,
             self.loss_weights(aux_weight),
             label_smoothing=label_smoothing,
+            dice=dice,
             impl=impl,
         )
 
@@ -201,24 +189,19 @@ class DeeplySupervised(nn.Module):
         *,
         label_smoothing: float = 0.0,
         impl: Impl = "auto",
-    ) -> HeadLosses:
+    ) -> Losses:
         """Compute `loss` of what `pooled_taps` returned."""
         return pooled_supervision_loss(
             pooled,
-            *self._linears(),
+            *self.heads.weights_and_biases(),
             target,
             self.loss_weights(aux_weight),
             label_smoothing=label_smoothing,
             impl=impl,
         )
 
-    def _linears(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return every head's weight (K, C_h) and bias (K,)."""
-        linears = [head.linear for head in self.heads]
-        return [linear.weight for linear in linears], [linear.bias for linear in linears]
-
     def loss_weights(self, aux_weight: float | Tensor) -> Tensor:
-        """Return (H,): aux_weight for every auxiliary head and 1.0 for the main one."""
+        """Return (H,): 1.0 for the main head, and for others aux_weight times `aux_factors`."""
         return self._main_mask + self._aux_mask * aux_weight
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:

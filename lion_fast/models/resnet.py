@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from lion_fast.config import Placement
 from lion_fast.errors import UserError
-from lion_fast.models.base import DeeplySupervised, Head, check_images
+from lion_fast.models.base import DeeplySupervised, check_images
+from lion_fast.models.heads import Head
 
 NUM_STAGES = 4
 
@@ -96,7 +97,7 @@ class ResNetDS(DeeplySupervised):
                 x = stage(x)
                 taps.append(x)
             else:
-                x, tap = self._stage_through_head(cast(nn.Sequential, stage), head, x)
+                x, tap = self._stage_through_head(cast(nn.Sequential, stage), cast(Head, head), x)
                 taps.append(tap)
         return taps
 

@@ -95,6 +95,8 @@ def _flat(summary: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in summary.items():
         if name == "val_accuracy_per_head":
             flat |= {f"val_accuracy_head{head}": accuracy for head, accuracy in enumerate(value)}
+        elif name == "val_iou_per_class":
+            flat |= {f"val_iou_class{k}": iou for k, iou in enumerate(value or ())}
         elif name in ("resolved", "environment"):
             flat |= value
         elif name not in ("run", "config"):

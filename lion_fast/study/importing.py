@@ -32,7 +32,10 @@ _OF_A_SUMMARY = frozenset(
 _NESTED = {"val_accuracy_per_head", "resolved", "environment"}
 _WANTED = (SUMMARY_KEYS - _NESTED) | {"key", "error"}
 _HEAD = re.compile(r"val_accuracy_head\d+")
-_PROBE = re.compile(r"gradient_ratio|(aux|main)_gradient_norm|aux_head\d+_weight_norm")
+_IOU = re.compile(r"val_iou_class\d+")
+_PROBE = re.compile(
+    r"gradient_ratio|(aux|main)_gradient_norm|aux_head\d+_(weight_norm|effective_rank)"
+)
 _OF_NO_TABLE = frozenset({"key", "seed", "step", *course(TrainConfig())})
 
 
@@ -154,11 +157,13 @@ def _check_data(
 def _summary(row: dict[str, str], config: TrainConfig) -> dict[str, Any]:
     """Return a run's summary; what is neither its own, its config's nor resolved is environment."""
     heads = [name for name in row if _HEAD.fullmatch(name) and row[name]]
+    classes = [name for name in row if _IOU.fullmatch(name)]
     known = {
         DATA,
         *_OF_A_SUMMARY,
         *_RESOLVED,
         *heads,
+        *classes,
         *course(config),
         *REMOVED,
         "key",
@@ -171,10 +176,19 @@ def _summary(row: dict[str, str], config: TrainConfig) -> dict[str, Any]:
         "steps": int(row["steps"]),
         **({DATA: row[DATA]} if row.get(DATA) else {}),
         "val_accuracy_per_head": [float(row[name]) for name in heads],
+        **_iou_of(row, classes),
         "resolved": {name: row[name] for name in _RESOLVED if row.get(name)},
         "environment": {name: _value(row[name]) for name in environment if row[name]},
         "config": config.to_dict(),
     }
+
+
+def _iou_of(row: dict[str, str], classes: Sequence[str]) -> dict[str, Any]:
+    """Return the entry of a run on masks: of its classes, the last of which has pixels."""
+    iou = [float(row[name]) if row[name] else None for name in classes]
+    while iou and iou[-1] is None:
+        iou.pop()
+    return {"val_iou_per_class": iou} if iou else {}
 
 
 def _steps(path: Path, keys: Iterable[str]) -> dict[str, list[dict[str, str]]]:

@@ -1,13 +1,33 @@
 """From a run that has ended to its Summary."""
 
+from lion_fast.figures import drawn
+from lion_fast.training.folder.masks import NUM_DRAWN, plot_masks
 from lion_fast.training.folder.summary import Summary
 from lion_fast.training.machine.environment import (
     environment,
     peak_memory_mib,
     seconds_since_process_start,
 )
-from lion_fast.training.measure.validate import Validation
+from lion_fast.training.measure.validate import Validation, masks_of_heads
 from lion_fast.training.stages import Equipped
+
+
+def draw_masks(equipped: Equipped) -> list[str]:
+    """Draw what every head makes of the first test images, of a network on masks, to masks.png.
+
+    Returns notes on what is missing.
+    """
+    supplied, resolved = equipped.supplied, equipped.supplied.settled.resolved
+    images, model = supplied.images, equipped.step.model
+    notes: list[str] = []
+    if not model.heads.is_dense:
+        return notes
+    with drawn("masks.png", notes.append):
+        pixels, truth = next(iter(images.test_chunks(NUM_DRAWN)))
+        levels = masks_of_heads(model, pixels, images, resolved)
+        path = supplied.record.folder.path / "masks.png"
+        plot_masks(pixels.numpy(), truth.numpy(), levels, images.class_names, path)
+    return notes
 
 
 def summarize(
@@ -42,6 +62,7 @@ def summarize(
         val_accuracy=validation.accuracy,
         val_accuracy_per_head=list(validation.accuracy_per_head),
         val_loss=validation.loss,
+        val_iou_per_class=validation.iou_per_class,
         images_per_second=images_per_second,
         step_milliseconds_median=history.median_step_milliseconds(),
         data_wait_percent=data_wait_percent,

@@ -10,7 +10,7 @@ from lion_fast.models import DeeplySupervised
 from lion_fast.training.folder.summary import Summary
 from lion_fast.training.loop import Training
 from lion_fast.training.machine.guards import StopSignals, memory_advice
-from lion_fast.training.outcome import summarize
+from lion_fast.training.outcome import draw_masks, summarize
 from lion_fast.training.screen.console import Console
 from lion_fast.training.screen.printed import beginning, ending, farewell
 from lion_fast.training.screen.progress import Steady
@@ -76,7 +76,7 @@ def train(
                     data_wait_percent=training.data_wait_percent,
                     stopped_seconds=training.standstill.total(),
                 )
-                screen.say(supplied.record.finish(summary))
+                screen.say(supplied.record.finish(summary) + draw_masks(equipped))
         except KeyboardInterrupt:
             screen.close()
             screen.say([farewell(supplied.record)])

@@ -1,8 +1,9 @@
 """What can be done with a run folder: validate it, load its network, classify images with it."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -20,6 +21,7 @@ from lion_fast.errors import UserError
 from lion_fast.models import DeeplySupervised, build_model
 from lion_fast.places import place
 from lion_fast.training.folder.checkpoint import load_checkpoint
+from lion_fast.training.folder.masks import MaskFolder
 from lion_fast.training.folder.run_folder import RunFolder
 from lion_fast.training.machine.device import chosen_device
 from lion_fast.training.machine.host_memory import keep_freed_memory
@@ -76,6 +78,16 @@ class Prediction(NamedTuple):
     """Softmax of the main head's logits, 0 to 1."""
 
 
+class MaskPrediction(NamedTuple):
+    """What the main head takes every pixel of an image for."""
+
+    image: str
+    mask: str
+    """A PNG of the image's size in the palette of `write_mask`, whose levels are the classes."""
+    shares: dict[str, float]
+    """Share of the pixels of each class that there is, 0 to 1, the largest first."""
+
+
 class Unread(NamedTuple):
     """An image that could not be read."""
 
@@ -98,16 +110,23 @@ def load_run(run: Path | str, *, device: str = "auto") -> LoadedRun:
 
 
 def predict(
-    run: Path | str, images: Sequence[Path | str] | Path | str, *, device: str = "auto"
-) -> list[Prediction]:
+    run: Path | str,
+    images: Sequence[Path | str] | Path | str,
+    *,
+    device: str = "auto",
+    masks: Path | str | None = None,
+) -> list[Prediction] | list[MaskPrediction]:
     """Return what the run's network takes each image file, or the one, for, in fp32.
+
+    masks: of a network that gives a class to every pixel, the folder in which the masks of this
+    call are written; by default masks/ in the run folder.
 
     Raises UserError as `load_run` does, and on an image that cannot be read.
     """
     if isinstance(images, str | Path):
         images = [images]
-    found: list[Prediction] = []
-    for told in predict_each(run, images, device=device):
+    found: list[Any] = []
+    for told in predict_each(run, images, device=device, masks=masks):
         if isinstance(told, Unread):
             raise UserError(told.error)
         found.append(told)
@@ -115,29 +134,55 @@ def predict(
 
 
 def predict_each(
-    run: Path | str, images: Sequence[Path | str], *, device: str = "auto"
-) -> Iterator[Prediction | Unread]:
+    run: Path | str,
+    images: Sequence[Path | str],
+    *,
+    device: str = "auto",
+    masks: Path | str | None = None,
+) -> Iterator[Prediction | MaskPrediction | Unread]:
     """Yield what `predict` returns, and of an image that cannot be read why, in the given order.
 
-    Raises UserError as `load_run` does.
+    Raises UserError as `load_run` does, and where masks cannot be written.
     """
     model, transform, classes = load_run(run, device=device)
     where = next(model.parameters()).device
+    told: Callable[[Sequence[Path | str], Tensor], Iterator[Prediction | MaskPrediction]]
+    told = partial(_predictions, classes=classes)
+    if model.heads.is_dense:
+        folder = place(run) / "masks" if masks is None else place(masks)
+        told = partial(_mask_predictions, classes=classes, folder=MaskFolder(folder))
     for start in range(0, len(images), _BATCH_SIZE):
         paths = images[start : start + _BATCH_SIZE]
         read = [_read(path, transform) for path in paths]
         pixels = [each for each in read if isinstance(each, Tensor)]
-        shares: Iterator[tuple[int, float]] = iter(())
+        found: Iterator[Prediction | MaskPrediction] = iter(())
         if pixels:
+            known = [p for p, each in zip(paths, read, strict=True) if isinstance(each, Tensor)]
             with torch.no_grad():
-                best = model(torch.stack(pixels).to(where))[-1].float().softmax(1).max(1)
-            shares = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        for path, each in zip(paths, read, strict=True):
-            if isinstance(each, Unread):
-                yield each
-            else:
-                label, share = next(shares)
-                yield Prediction(str(path), classes[label], share)
+                found = told(known, model(torch.stack(pixels).to(where))[-1])
+        for each in read:
+            yield each if isinstance(each, Unread) else next(found)
+
+
+def _predictions(
+    paths: Sequence[Path | str], logits: Tensor, classes: Sequence[str]
+) -> Iterator[Prediction]:
+    """Yield what each image is taken for, of logits (B, K)."""
+    best = logits.float().softmax(1).max(1)
+    for path, label, share in zip(paths, best.indices.tolist(), best.values.tolist(), strict=True):
+        yield Prediction(str(path), classes[label], share)
+
+
+def _mask_predictions(
+    paths: Sequence[Path | str], logits: Tensor, classes: Sequence[str], folder: MaskFolder
+) -> Iterator[MaskPrediction]:
+    """Yield what each pixel is taken for, of logits (B, K, H, W), and write it as a PNG."""
+    for path, mask in zip(paths, logits.argmax(1).cpu(), strict=True):
+        written = folder.write(Path(path), mask.byte().numpy())
+        counts = mask.flatten().bincount(minlength=len(classes)).double() / mask.numel()
+        order = counts.argsort(descending=True, stable=True).tolist()
+        shares = {classes[label]: counts[label].item() for label in order if counts[label]}
+        yield MaskPrediction(str(path), str(written), shares)
 
 
 def _read(path: Path | str, transform: Transform) -> Tensor | Unread:

@@ -33,7 +33,7 @@ from lion_fast.training.machine.paths import anchored, moved_advice
 from lion_fast.training.machine.resolve import Resolved, fit_backbone, remarks, resolve
 from lion_fast.training.ranks.sharing import Sharing
 from lion_fast.training.screen.console import Console, Silent
-from lion_fast.training.step.build import initialise, on_device
+from lion_fast.training.step.build import check_labels, initialise, on_device
 from lion_fast.training.step.engine import Engine, make_engine
 from lion_fast.training.step.own import Own
 from lion_fast.training.step.reuse import Prepared, Shelf, StepCache
@@ -172,6 +172,7 @@ class Stages:
             model = settled.own.network(images)
         else:
             model = build_model(config, images.num_classes, images.image_size)
+        check_labels(model, images)
         on_device(model, resolved)
         resolved = fit_backbone(
             config.backbone,
@@ -195,7 +196,8 @@ class Stages:
             "resolved": resolved.to_dict(),
             "resumed": resumed,
         }
-        record = self.record_kind(folder, config, len(model.heads.aux), facts)
+        heads = model.heads
+        record = self.record_kind(folder, config, len(heads.aux), facts, is_dense=heads.is_dense)
         self.held.enter_context(closing(record))
         return Supplied(settled, images, plan, model, record, init_seconds, tuple(resumed))
 

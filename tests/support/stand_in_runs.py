@@ -45,8 +45,8 @@ def config_of(run: str, dataset: Path, out: Path) -> Any:
         "gradient_ratio_every": 13, "aux_warmup_steps": 25, "log_every": 10,
     }  # fmt: skip
     return TrainConfig(
-        dataset=str(dataset), out=out, device=os.environ.get("RUN_DEVICE", "cuda"),
-        precision=precision, arch=arch, loader=loader,
+        dataset=given.pop("dataset", str(dataset)), out=out,
+        device=os.environ.get("RUN_DEVICE", "cuda"), precision=precision, arch=arch, loader=loader,
         engine="graph" if engine == "graph-eager" else engine, graph_compile=engine == "graph",
         **settings | given,
     )  # fmt: skip

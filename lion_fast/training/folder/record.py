@@ -15,13 +15,20 @@ from lion_fast.training.folder.run_folder import CsvLog, RunFolder
 from lion_fast.training.folder.summary import Summary
 from lion_fast.training.measure.probe import GradientProbe
 from lion_fast.training.measure.validate import Validation
-from lion_fast.training.step.history import History, NonFiniteLoss, record_columns, record_values
+from lion_fast.training.step.history import (
+    PIXEL_HITS,
+    History,
+    NonFiniteLoss,
+    record_columns,
+    record_values,
+)
 
 
 class RunRecord:
     """Keeps steps, validations and probes; mirrors them to CSV files as they come.
 
-    num_aux: auxiliary heads. facts: what else every checkpoint holds.
+    num_aux: auxiliary heads. facts: what else every checkpoint holds. is_dense: whether they give a
+    class to every pixel.
     """
 
     def __init__(
@@ -30,6 +37,8 @@ class RunRecord:
         config: TrainConfig,
         num_aux: int,
         facts: dict[str, Any],
+        *,
+        is_dense: bool = False,
     ) -> None:
         self.folder = folder
         self.history = History(
@@ -37,6 +46,7 @@ class RunRecord:
             batch_size=config.batch_size,
             window=config.window,
             target=config.target_accuracy,
+            hits_of=PIXEL_HITS if is_dense else None,
         )
         self._config, self._facts = config.to_dict(), facts
         self._is_probed = config.gradient_ratio_every > 0
@@ -162,7 +172,9 @@ class RunRecord:
         """Restore from a checkpoint that `save` wrote."""
         self.history.load_state(checkpoint["history"])
         self.validations = checkpoint["validations"]
-        self.probes = checkpoint["probes"]
+        # Earlier versions measured less.
+        width = len(GradientProbe.columns(self._num_aux))
+        self.probes = [[*row, *[float("nan")] * (width - len(row))] for row in checkpoint["probes"]]
         self.saved_step = len(self.history)
 
     def finish(self, summary: Summary) -> list[str]:

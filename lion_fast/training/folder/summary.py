@@ -31,8 +31,9 @@ class Summary:
     process_seconds: float | None
     """Wall time since the process started: the cold total."""
     train_accuracy: float | None
-    """Main head, over the last `window` steps."""
+    """Main head, over the last `window` steps; of masks, among the pixels of the foreground."""
     val_accuracy: float
+    """Of images; or, of masks, the mean over classes of intersection over union (mIoU)."""
     val_accuracy_per_head: list[float]
     """Each tap as an early exit; the main head last."""
     val_loss: float
@@ -62,6 +63,9 @@ class Summary:
     resumed: tuple[str, ...] = ()
     """From which step on what was executed otherwise, where a resumed run was told so: the last
     digits of its numbers may be others than an uninterrupted run's."""
+    val_iou_per_class: list[float | None] | None = None
+    """Of masks: intersection over union of each class, of the main head; None where the test split
+    has no pixel of it."""
     reused: bool = False
     """Whether compiled code, graphs and data are those of an earlier run in the same process."""
 

@@ -131,7 +131,17 @@ def check_shares(config: TrainConfig, world: World) -> None:
 def make_sharing(
     model: DeeplySupervised, config: TrainConfig, world: World, device: torch.device
 ) -> Sharing | None:
-    """Return how the steps of `config` are put together; None where a batch is one part."""
+    """Return how the steps of `config` are put together; None where a batch is one part.
+
+    Raises UserError where parts are of a network that gives a class to every pixel: the mean over
+    the pixels of a batch is not that of its parts' means, whose numbers of pixels differ.
+    """
+    if model.heads.is_dense and (config.virtual_shards > 1 or world.size > 1):
+        parts = max(config.virtual_shards, world.size)
+        raise UserError(
+            f"{type(model).__name__} trains on whole batches, not on {parts} parts of them: start"
+            " one process, without virtual_shards"
+        )
     if config.virtual_shards > 1:
         return VirtualShards(model, world, device, config.virtual_shards)
     if world.size == 1:

@@ -1,5 +1,6 @@
 """What a run prints, in words: its first lines, its figures, its outcome."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,16 +107,28 @@ def ending(summary: Summary) -> list[str]:
             f"{target}: reached at step {summary.steps_to_target},"
             f" after {summary.seconds_to_target:.2f} s of training"
         )
-    heads = "  ".join(f"{100 * accuracy:.2f}" for accuracy in summary.val_accuracy_per_head)
     reused = " (reused)" if summary.reused else ""
     return [
         outcome,
-        f"validation accuracy {100 * summary.val_accuracy:.2f} %   (per head, main last: {heads})",
+        *validation_lines(summary.val_accuracy_per_head, summary.val_iou_per_class),
         f"init {summary.init_seconds:.2f} s   set-up {summary.setup_seconds:.2f} s{reused}"
         f"   training {summary.train_seconds:.2f} s   total {summary.total_seconds:.2f} s",
         *_stops(summary.stopped_seconds),
         f"run folder: {summary.run}",
     ]
+
+
+def validation_lines(
+    per_head: Sequence[float], iou_per_class: Sequence[float | None] | None
+) -> list[str]:
+    """Return what a validation found in words: accuracies, or mIoU and what it is the mean of."""
+    heads = "  ".join(f"{100 * value:.2f}" for value in per_head)
+    what = "accuracy" if iou_per_class is None else "mIoU"
+    lines = [f"validation {what} {100 * per_head[-1]:.2f} %   (per head, main last: {heads})"]
+    if iou_per_class is not None:
+        classes = "  ".join("-" if v is None else f"{100 * v:.2f}" for v in iou_per_class)
+        lines.append(f"IoU of each class of the main head: {classes}")
+    return lines
 
 
 def _stops(seconds: float) -> list[str]:

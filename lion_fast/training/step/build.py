@@ -6,7 +6,8 @@ from lion_fast.config import TrainConfig
 from lion_fast.data.batches import Batch, planned_batch
 from lion_fast.data.dataset import DataSet
 from lion_fast.data.plan import BatchPlan
-from lion_fast.init import METHODS, initialize_
+from lion_fast.errors import UserError
+from lion_fast.init import METHODS, initialize_, log_frequencies, prior_bias_
 from lion_fast.models import DeeplySupervised, build_model
 from lion_fast.training.machine.resolve import Resolved
 from lion_fast.training.step.losses import LossOptions
@@ -27,6 +28,20 @@ def on_device(model: DeeplySupervised, resolved: Resolved) -> DeeplySupervised:
     return model
 
 
+def check_labels(model: DeeplySupervised, images: DataSet) -> None:
+    """Raise UserError where the network gives a class to every pixel and the images have none."""
+    name = type(model).__name__
+    if model.heads.is_dense and not images.has_masks:
+        raise UserError(
+            f"{images.name} has a label an image, and {name} gives a class to every pixel: take a"
+            " set with masks, such as --dataset scenes, or --arch densenet_ds"
+        )
+    if images.has_masks and not model.heads.is_dense:
+        raise UserError(
+            f"{images.name} has masks, and {name} gives a class to an image: take --arch unet_ds"
+        )
+
+
 def initialise(
     model: DeeplySupervised,
     config: TrainConfig,
@@ -36,7 +51,8 @@ def initialise(
 ) -> None:
     """Initialise `model` from the config's seed.
 
-    Data-driven initialisers see the first planned images, unflipped.
+    Data-driven initialisers see the first planned images, unflipped. A prior is that of the whole
+    training set.
     """
     calibration = _calibration_batch(config, resolved, images, plan)
     initialize_(
@@ -47,6 +63,8 @@ def initialise(
         generator=torch.Generator().manual_seed(config.seed),
         loss=LossOptions.of(config).of_logits,
     )
+    if config.head_bias == "prior":
+        prior_bias_(model, log_frequencies(images.class_counts()))
 
 
 def _calibration_batch(

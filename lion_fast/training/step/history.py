@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from lion_fast.errors import UserError
-from lion_fast.kernels import HeadLosses
+from lion_fast.kernels import DenseLosses
+from lion_fast.models import Losses
+
+PIXEL_HITS = 1_000_000
+"""What hits are out of where every pixel has a class: the numbers of pixels that count differ from
+batch to batch, and parts in a million are whole numbers of which float32 holds every one."""
 
 
 def row_width(num_heads: int) -> int:
@@ -16,10 +21,16 @@ def row_width(num_heads: int) -> int:
     return 1 + 2 * num_heads
 
 
-def write_row(row: Tensor, losses: HeadLosses) -> None:
-    """Write one step's measurements into `row` (1 + 2H,) float32, without a host sync."""
+def write_row(row: Tensor, losses: Losses) -> None:
+    """Write one step's measurements into `row` (1 + 2H,) float32, without a host sync.
+
+    Hits are of images, or of PIXEL_HITS where every pixel has a class.
+    """
+    correct = losses.correct
+    if isinstance(losses, DenseLosses):
+        correct = correct * PIXEL_HITS // losses.valid.clamp(min=1)
     torch.cat(
-        (losses.loss.detach().reshape(1).float(), losses.per_head.float(), losses.correct.float()),
+        (losses.loss.detach().reshape(1).float(), losses.per_head.float(), correct.float()),
         out=row,
     )
 
@@ -33,6 +44,7 @@ class StepRecord:
     loss: float
     per_head: tuple[float, ...]
     correct: tuple[int, ...]
+    """Hits of each head, of `History.hits_of`."""
     seconds: float
     """Training clock when this step, or the replay that held it, had finished on the device."""
     images_per_second: float
@@ -45,11 +57,22 @@ class History:
 
     The window holds the last `window` steps and counts only when full. Hits are integers, so the
     crossing does not depend on summation order.
+
+    hits_of: what a step's hits are out of, by default the images of a batch.
     """
 
-    def __init__(self, *, num_heads: int, batch_size: int, window: int, target: float) -> None:
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        batch_size: int,
+        window: int,
+        target: float,
+        hits_of: int | None = None,
+    ) -> None:
         self.num_heads = num_heads
         self.batch_size = batch_size
+        self.hits_of = hits_of or batch_size
         self.window = window
         self.target = target
         self.records: list[StepRecord] = []
@@ -97,14 +120,14 @@ class History:
         if len(self.records) > self.window:
             self._hits_in_window -= self.records[-1 - self.window].correct[-1]
         full = len(self.records) >= self.window
-        accuracy = self._hits_in_window / (self.window * self.batch_size) if full else None
+        accuracy = self._hits_in_window / (self.window * self.hits_of) if full else None
         self.windowed.append(accuracy)
         if self.target_record is None and accuracy is not None and accuracy >= self.target:
             self.target_record = record
 
     def accuracy(self, record: StepRecord) -> float:
         """Training accuracy of the main head in that step's batch."""
-        return record.correct[-1] / self.batch_size
+        return record.correct[-1] / self.hits_of
 
     def median_step_milliseconds(self) -> float | None:
         """Median over steps of milliseconds per step."""
@@ -114,7 +137,7 @@ class History:
     def recent_accuracy(self) -> float:
         """Main-head training accuracy over the last `window` steps, or all where fewer."""
         num_steps = min(len(self.records), self.window)
-        return self._hits_in_window / (num_steps * self.batch_size) if num_steps else 0.0
+        return self._hits_in_window / (num_steps * self.hits_of) if num_steps else 0.0
 
     def state(self) -> Tensor:
         """Return the whole record as (S, 2 + 2H) float64, for a checkpoint."""
@@ -161,7 +184,7 @@ def record_values(history: History, record: StepRecord) -> Sequence[object]:
         record.loss,
         *record.per_head,
         history.accuracy(record),
-        *(hits / history.batch_size for hits in record.correct),
+        *(hits / history.hits_of for hits in record.correct),
         "" if windowed is None else windowed,
         record.seconds,
         record.images_per_second,

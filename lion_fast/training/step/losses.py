@@ -14,6 +14,8 @@ from lion_fast.config import TrainConfig
 class LossOptions:
     """The training loss, L_main + alpha(s) * sum of L_aux, of smoothed cross-entropies.
 
+    Of networks that give a class to every pixel, each with `dice` times the Dice loss.
+
     alpha(s) = aux_weight * min(1, s / aux_warmup_steps) at step s, counted from 0; without warm-up
     it is aux_weight throughout.
     """
@@ -21,11 +23,12 @@ class LossOptions:
     aux_weight: float = 0.3
     aux_warmup_steps: int = 0
     label_smoothing: float = 0.0
+    dice: float = 0.0
 
     @classmethod
     def of(cls, config: TrainConfig) -> "LossOptions":
         """Return the loss that `config` asks for."""
-        return cls(config.aux_weight, config.aux_warmup_steps, config.label_smoothing)
+        return cls(config.aux_weight, config.aux_warmup_steps, config.label_smoothing, config.dice)
 
     def aux_weight_schedule(self, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Return alpha(s) as a function from s () to () float32, both on `device`."""

@@ -64,7 +64,7 @@ class Own:
                 f"model is a {type(model).__name__}: pass a subclass of DeeplySupervised, or a"
                 " function from num_classes and image_size to one"
             )
-        num_logits = model.heads.main.linear.out_features
+        num_logits = model.heads.num_classes
         if num_logits != images.num_classes:
             raise UserError(
                 f"model tells {num_logits} classes apart, but {images.name} has"

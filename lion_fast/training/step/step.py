@@ -10,8 +10,7 @@ from torch import Tensor
 from lion_fast.config import TrainConfig
 from lion_fast.data.batches import Batch
 from lion_fast.errors import UserError
-from lion_fast.kernels import HeadLosses
-from lion_fast.models import DeeplySupervised
+from lion_fast.models import DeeplySupervised, Losses
 from lion_fast.training.machine.resolve import Resolved
 from lion_fast.training.ranks.sharing import Sharing
 from lion_fast.training.step.batch_counts import BatchCounts
@@ -227,16 +226,20 @@ def autocast(resolved: Resolved) -> torch.autocast:
 
 def _forward(
     model: DeeplySupervised, loss: LossOptions, resolved: Resolved
-) -> Callable[[Tensor, Tensor, Tensor], HeadLosses]:
+) -> Callable[[Tensor, Tensor, Tensor], Losses]:
     smoothing, impl = loss.label_smoothing, resolved.impl
+    # Likewise of a loss that is of masks alone.
+    more = {"dice": loss.dice} if loss.dice else {}
     # A network of another kind has no other backbone, and is not asked about one.
     how = {"persistent": True} if resolved.backbone == "persistent" else {}
 
-    def forward(images: Tensor, labels: Tensor, aux_weight: Tensor) -> HeadLosses:
+    def forward(images: Tensor, labels: Tensor, aux_weight: Tensor) -> Losses:
         with autocast(resolved):
-            return model.loss(images, labels, aux_weight, label_smoothing=smoothing, impl=impl)
+            return model.loss(
+                images, labels, aux_weight, label_smoothing=smoothing, impl=impl, **more
+            )
 
-    def fused(images: Tensor, labels: Tensor, aux_weight: Tensor) -> HeadLosses:
+    def fused(images: Tensor, labels: Tensor, aux_weight: Tensor) -> Losses:
         with autocast(resolved):
             pooled = model.pooled_taps(images, impl=impl, **how)
             return model.loss_from_pooled(
