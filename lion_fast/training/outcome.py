@@ -3,6 +3,7 @@
 from lion_fast.figures import drawn
 from lion_fast.training.folder.masks import NUM_DRAWN, plot_masks
 from lion_fast.training.folder.summary import Summary
+from lion_fast.training.loop import Training
 from lion_fast.training.machine.environment import (
     environment,
     peak_memory_mib,
@@ -12,20 +13,19 @@ from lion_fast.training.measure.validate import Validation, masks_of_heads
 from lion_fast.training.stages import Equipped
 
 
-def draw_masks(equipped: Equipped) -> list[str]:
+def draw_masks(training: Training) -> list[str]:
     """Draw what every head makes of the first test images, of a network on masks, to masks.png.
 
     Returns notes on what is missing.
     """
-    supplied, resolved = equipped.supplied, equipped.supplied.settled.resolved
-    images, model = supplied.images, equipped.step.model
+    images, model = training.images, training.step.model
     notes: list[str] = []
     if not model.heads.is_dense:
         return notes
     with drawn("masks.png", notes.append):
         pixels, truth = next(iter(images.test_chunks(NUM_DRAWN)))
-        levels = masks_of_heads(model, pixels, images, resolved)
-        path = supplied.record.folder.path / "masks.png"
+        levels = masks_of_heads(model, pixels, images, training.resolved)
+        path = training.record.folder.path / "masks.png"
         plot_masks(pixels.numpy(), truth.numpy(), levels, images.class_names, path)
     return notes
 

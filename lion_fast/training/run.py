@@ -76,7 +76,7 @@ def train(
                     data_wait_percent=training.data_wait_percent,
                     stopped_seconds=training.standstill.total(),
                 )
-                screen.say(supplied.record.finish(summary) + draw_masks(equipped))
+                screen.say(supplied.record.finish(summary) + draw_masks(training))
         except KeyboardInterrupt:
             screen.close()
             screen.say([farewell(supplied.record)])
