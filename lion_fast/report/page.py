@@ -22,7 +22,13 @@ from lion_fast.report.costs import DEFAULT_CARD, cost_note, cost_text
 from lion_fast.report.markdown import ABSENT, table
 from lion_fast.report.plots import draw_study
 from lion_fast.report.results import Run, StudyResults
-from lion_fast.report.statements import Judgement, Statement, judge_all, studies_not_run
+from lion_fast.report.statements import (
+    BEYOND,
+    Judgement,
+    Statement,
+    judge_all,
+    studies_not_run,
+)
 from lion_fast.report.tables import study_tables
 from lion_fast.study.data import DataHere, num_unknown
 from lion_fast.study.grid import Study
@@ -132,7 +138,8 @@ def _statements(judged: Sequence[tuple[Statement, Judgement]], card: str) -> Ite
         )
         for s, j in told
     ]
-    yield from ("### Statements of the paper", "", *table(header, rows, text_columns=7))
+    beyond = ", and beyond it" if any(s in BEYOND for s, _ in told) else ""
+    yield from (f"### Statements of the paper{beyond}", "", *table(header, rows, text_columns=7))
     if any(j.verdict == "not run" for _, j in told):
         yield from ("", cost_note(card))
     more = [(s.source, s.text, j.evidence) for s, j in told if j.figure not in ("", j.evidence)]

@@ -30,13 +30,18 @@ def study_tables(results: StudyResults) -> Iterator[str]:
     steps = [row for row in compare_variants(results, STEPS) if row.can_reach]
     if steps:
         yield from _steps_tables(results, steps)
-    yield from ("", "#### Validation accuracy", "", _accuracy_note(results), "")
+    has_masks = any(run.summary.get("val_iou_per_class") for run in results.runs)
+    what = "mIoU" if has_masks else "accuracy"
+    yield from ("", f"#### Validation {what}", "", _accuracy_note(results), "")
     accuracy = compare_variants(results, ACCURACY)
-    yield from _accuracy(accuracy)
-    yield from ("", "#### Validation accuracy seed by seed (%)", "")
+    yield from _accuracy(accuracy, what)
+    yield from ("", f"#### Validation {what} seed by seed (%)", "")
     yield from _by_seed(results, accuracy, "{:.2f}", _beside_accuracy)
-    yield from ("", "#### Accuracy of each head as an early exit (%)", "")
+    yield from ("", f"#### {what[0].upper()}{what[1:]} of each head as an early exit (%)", "")
     yield from _exits(results)
+    if has_masks:
+        yield from ("", "#### IoU of each class of the main head (%)", "")
+        yield from _classes(results)
     yield from ("", "#### Time", "")
     yield from ("Seconds are a benchmark only where nothing else ran on the machine.", "")
     yield from _times(results)
@@ -138,7 +143,7 @@ def _accuracy_note(results: StudyResults) -> str:
     return "After the last step; ± is the sample deviation, the paper's the population deviation."
 
 
-def _accuracy(rows: Sequence[VariantRow]) -> list[str]:
+def _accuracy(rows: Sequence[VariantRow], what: str) -> list[str]:
     lines = []
     for row in rows:
         paper = published_accuracy(row.config)
@@ -151,7 +156,7 @@ def _accuracy(rows: Sequence[VariantRow]) -> list[str]:
                 _gap(_mean_value(row.sample), paper and paper.value, "{:+.2f}"),
             )
         )
-    header = ("run", "n", "accuracy %", "paper %", "ours - paper")
+    header = ("run", "n", f"{what} %", "paper %", "ours - paper")
     return [*_filled(header, lines), "", *_tests(rows, "{:+.2f}")]
 
 
@@ -222,6 +227,23 @@ def _exits(results: StudyResults) -> list[str]:
     lines = [(*line[:-1], *[ABSENT] * (num_aux + 3 - len(line)), line[-1]) for line in lines]
     header = ("run", "n", *(f"head {index} (aux)" for index in range(num_aux)), "main head")
     return table(header, lines)
+
+
+def _classes(results: StudyResults) -> list[str]:
+    """Return the mean IoU of each class; of a class that no test image shows, nothing."""
+    lines = []
+    for variant in results.study.variants:
+        every = [run.summary.get("val_iou_per_class") for run in results.of(variant)]
+        told = [iou for iou in every if iou]
+        if told:
+            cells = [
+                ABSENT if None in of_class else f"{100 * sum(of_class) / len(told):.2f}"
+                for of_class in zip(*told, strict=True)
+            ]
+            lines.append((results.study.label(variant), str(len(told)), *cells))
+    width = max(map(len, lines))
+    lines = [(*line, *[ABSENT] * (width - len(line))) for line in lines]
+    return table(("run", "n", *(f"class {k}" for k in range(width - 2))), lines)
 
 
 def _times(results: StudyResults) -> list[str]:

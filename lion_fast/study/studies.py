@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lion_fast.config import PRESETS
+from lion_fast.config import PRESETS, TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.study.grid import PAPER_SEEDS, RECIPES, Study, grid, load_study, suggestion
 
@@ -35,6 +35,20 @@ _REDUCED = replace(
     stop_at_target=True,
 )
 _REDUCED_TARGETS = {10: 0.76, 20: 0.5, 50: 0.28, 100: 0.16}
+
+# Of study `dense`: not the pilot's, which was run on 1, 2 and 3.
+_DENSE_SEEDS = tuple(range(1001, 1011))
+_HE_BASELINE = {"init": "he", "head_bias": "zero", "aux_weight": 0.5}
+_DENSE_METHODS = (
+    _HE_BASELINE,
+    {**_HE_BASELINE, "init": "lion_dg"},
+    {**_HE_BASELINE, "init": "lion_dg", "head_bias": "prior"},
+    {**_HE_BASELINE, "head_bias": "prior"},
+    {**_HE_BASELINE, "aux_weight": 0.0},
+)
+_DENSE_SETTINGS = grid(dataset=("scenes",), dice=(0.0, 1.0)) + grid(
+    dataset=("scenes_foreground",), dice=(0.0,)
+)
 
 STUDIES: dict[str, Study] = {
     study.name: study
@@ -201,6 +215,39 @@ STUDIES: dict[str, Study] = {
             base=replace(_PAPER, stop_at_target=True),
             variants=grid(optimizer=("muon",), cpu_bf16=(True, False), init=("he",)),
             baseline={"cpu_bf16": False},
+        ),
+        Study(
+            name="dense",
+            title="A class for every pixel: LION-DG, He-init and class priors on UNet-DS",
+            base=TrainConfig(
+                dataset="scenes",
+                arch="unet_ds",
+                lr=1e-3,
+                weight_decay=0.01,
+                batch_size=16,
+                max_steps=1500,
+                gradient_ratio_every=50,
+                checkpoint_every=0,
+            ),
+            variants=tuple(
+                {**setting, **method} for setting in _DENSE_SETTINGS for method in _DENSE_METHODS
+            ),
+            seeds=_DENSE_SEEDS,
+            baseline=_HE_BASELINE,
+        ),
+        Study(
+            name="head_ranks",
+            title="Effective rank of DenseNet-DS's heads on balanced digits, the first 600 steps",
+            base=TrainConfig(
+                dataset="digits",
+                lr=1e-3,
+                batch_size=64,
+                max_steps=601,
+                gradient_ratio_every=50,
+                checkpoint_every=0,
+            ),
+            variants=grid(init=_HE_LION),
+            seeds=_DENSE_SEEDS,
         ),
     )
 }
