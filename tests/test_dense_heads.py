@@ -336,6 +336,39 @@ def test_the_loss_is_nnunets_own_but_for_a_constant(sizes, batch_dice):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(
+    not importlib.util.find_spec("dynamic_network_architectures"),
+    reason="needs dynamic_network_architectures",
+)
+@pytest.mark.skipif(not importlib.util.find_spec("nnunetv2"), reason="needs nnunetv2")
+def test_the_three_lines_for_nnunet_give_its_loss():
+    """Those of docs/networks.md."""
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+    from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+    from torch import nn
+
+    network = PlainConvUNet(
+        1, 3, (4, 6, 8), nn.Conv2d, 3, (1, 2, 2), 1, 5, 1, conv_bias=True, deep_supervision=True
+    )
+    weights = torch.tensor([1.0, 0.0])
+    options = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    theirs = DC_and_CE_loss(options, {}, dice_class=MemoryEfficientSoftDiceLoss)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, 16, 16, generator=generator)
+    y = torch.randint(5, (2, 1, 16, 16), generator=generator)
+    levels = [y, F.interpolate(y.float(), (8, 8), mode="nearest-exact").long()]
+    truth = DeepSupervisionWrapper(theirs, weights.tolist())(network(x), levels)
+
+    heads = nn.ModuleList(network.decoder.seg_layers[::-1])
+    network.decoder.seg_layers = nn.ModuleList(nn.Identity() for _ in heads)
+    told = dense_supervision_loss(
+        network(x), [h.weight for h in heads], [h.bias for h in heads], y[:, 0], weights, dice=1.0
+    )
+    assert float((told.loss - weights.sum() - truth).detach().abs()) < 1e-5
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("monai"), reason="needs monai")
 @pytest.mark.parametrize("sizes", [SIZES_2D, SIZES_3D], ids=["2-D", "3-D"])
 @pytest.mark.parametrize("background", [False, True])
