@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 from study_runs import fill
 
 from lion_fast.report.dense_judges import RANK_STEPS, WHOLE_STEPS
@@ -138,10 +139,15 @@ def test_what_is_asked_beyond_the_paper_is_none_of_its_statements(tmp_path):
 
 
 def test_the_report_speaks_of_miou_and_of_every_class(tmp_path):
-    fill(SOME, tmp_path, runs())
-    page, *_ = report_studies([read_study(SOME, tmp_path)], tmp_path / "out")
+    result, drawn = runs(), tmp_path / "a run"
+    drawn.mkdir()
+    Image.new("RGB", (8, 8)).save(drawn / "masks.png")
+    fill(SOME, tmp_path, lambda c: result(c) | {"run": str(drawn)})
+    page, *written = report_studies([read_study(SOME, tmp_path)], tmp_path / "out")
+    assert {f"dense_masks{number}.png" for number in range(15)} < {path.name for path in written}
     text = page.read_text(encoding="utf-8")
     assert "Statements of the paper, and beyond it" in text
     assert "#### Validation mIoU" in text and "mIoU % |" in text
     assert "#### IoU of each class" in text
     assert "alidation accuracy" not in text
+    assert "What heads make of test images: " in text

@@ -49,39 +49,6 @@ class DenseLosses(NamedTuple):
     """(H, K) soft Dice of each class, the mean over images; NaN where dice is 0"""
 
 
-def dense_supervision_loss_ref(
-    features: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    target: Tensor,
-    loss_weights: Tensor,
-    *,
-    ignore_index: int = 255,
-    dice: float = 0.0,
-    batch_dice: bool = False,
-    background: bool = False,
-    smooth: float = 1e-5,
-    class_weights: Tensor | None = None,
-    sampling: str = "nearest-exact",
-) -> DenseLosses:
-    """Compute `dense_supervision_loss` in plain PyTorch with all logits in memory: the truth."""
-    return dense_supervision_loss(
-        features,
-        weights,
-        biases,
-        target,
-        loss_weights,
-        ignore_index=ignore_index,
-        dice=dice,
-        batch_dice=batch_dice,
-        background=background,
-        smooth=smooth,
-        class_weights=class_weights,
-        sampling=sampling,
-        impl="reference",
-    )
-
-
 def dense_supervision_loss(
     features: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -135,6 +102,19 @@ def dense_supervision_loss(
     if impl == "reference":
         return DenseLosses(*reference_losses(*parts, options))
     return DenseLosses(*_dense_supervision_loss(*parts, *options)[:5])
+
+
+def dense_supervision_loss_ref(
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    target: Tensor,
+    loss_weights: Tensor,
+    **options: Any,
+) -> DenseLosses:
+    """Compute `dense_supervision_loss` in plain PyTorch with all logits in memory: the truth."""
+    parts = (features, weights, biases, target, loss_weights)
+    return dense_supervision_loss(*parts, **options, impl="reference")
 
 
 @torch.library.custom_op("lion_fast::dense_supervision_loss", mutates_args=())

@@ -1,6 +1,7 @@
 """The pictures of a study's report: curves, their distance to the baseline, seeds, gradients."""
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -39,7 +40,8 @@ _ACCURACY = "train_accuracy_windowed"
 def draw_study(results: StudyResults, out: Path) -> dict[str, Path | None]:
     """Draw every picture to `out`; return its path by title, None where runs do not fill it.
 
-    None too where it cannot be drawn, which standard error has a line of.
+    None too where it cannot be drawn, which standard error has a line of. Runs on masks drew their
+    own, of which the first seed's are taken where the run folders are here.
     """
     pictures: dict[str, tuple[str, Callable[[StudyResults, Path], bool]]] = {
         "Training accuracy, and the step at which each seed reaches its target": (
@@ -60,6 +62,15 @@ def draw_study(results: StudyResults, out: Path) -> dict[str, Path | None]:
         found[title] = None
         with drawn(path.name, complain):
             found[title] = path if draw(results, path) else None
+    for number, variant in enumerate(results.study.variants):
+        for run in results.of(variant)[:1]:
+            masks = Path(run.summary.get("run", "")) / "masks.png"
+            if masks.is_file():
+                title = f"What heads make of test images: {results.study.label(variant)}"
+                path = out / f"{results.study.name}_masks{number}.png"
+                with drawn(path.name, complain):
+                    shutil.copyfile(masks, path)
+                    found[f"{title}, seed {run.config.seed}"] = path
     return found
 
 
