@@ -11,6 +11,8 @@ from lion_fast.report.page import report_studies
 from lion_fast.report.results import read_study
 from lion_fast.report.statements import BEYOND, STATEMENTS, judge_all
 from lion_fast.study.check import obstacle_lines
+from lion_fast.study.export import export_csv
+from lion_fast.study.importing import import_csv
 from lion_fast.study.store import Table
 from lion_fast.study.studies import STUDIES
 
@@ -136,6 +138,21 @@ def test_what_is_asked_beyond_the_paper_is_none_of_its_statements(tmp_path):
     assert len(BEYOND) == 7 and not set(map(id, BEYOND)) & set(map(id, STATEMENTS))
     whole = judge_all([], whole=True)
     assert [statement for statement, _ in whole] == list(STATEMENTS)
+
+
+def test_an_export_keeps_the_iou_of_every_class_and_the_ranks(tmp_path):
+    study, result = SOME.override(seeds=(1001,), max_steps=4), runs()
+    fill(
+        study, tmp_path / "here", lambda c: result(c) | {"tables": {"probes": probes(2.5, (1, 4))}}
+    )
+    export_csv(study, tmp_path / "here", tmp_path / "export")
+    import_csv(study, tmp_path / "there", [tmp_path / "export"])
+    here, there = (read_study(study, tmp_path / place).runs for place in ("here", "there"))
+    assert len(there) == len(here) == len(study.variants)
+    for run, other in zip(here, there, strict=True):
+        assert other.summary["val_iou_per_class"] == run.summary["val_iou_per_class"]
+        assert other.probes["aux_head0_effective_rank"].tolist() == [2.5, 2.5]
+        assert not any("iou" in name for name in other.summary["environment"])
 
 
 def test_the_report_speaks_of_miou_and_of_every_class(tmp_path):

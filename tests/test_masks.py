@@ -110,6 +110,7 @@ def test_a_mask_of_another_size_or_in_colour_or_broken_is_refused_with_its_file(
     assert refusal(root).startswith(f"{path} is of mode RGB")
     path.write_bytes(b"no picture")
     assert refusal(root).startswith(f"{path} cannot be decoded")
+    assert refusal(root, skip_corrupt=True).startswith("skip_corrupt leaves out images of a class")
 
 
 def test_images_without_a_mask_are_counted_and_masks_without_an_image_refused(root):

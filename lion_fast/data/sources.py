@@ -95,6 +95,11 @@ def read_arrays(config: TrainConfig) -> LabelledArrays:
     if kind == "folder":
         return read_image_folder(path, config.image_size, config.skip_corrupt, config.num_classes)
     if kind == "mask folder":
+        if config.skip_corrupt:
+            raise UserError(
+                f"skip_corrupt leaves out images of a class, and those of {dataset} have masks:"
+                " replace what cannot be read"
+            )
         return read_mask_folder(path, config.image_size)
     files = _files(dataset, config.data_dir)
     known, stamp = _known(files), stamp_of(files)

@@ -5,8 +5,8 @@ the layers that it reaches first, and those of every output but the main one are
 anything is changed, the defining property is verified with them zeroed: the head's logits are
 exactly 0 (or its bias), so is its loss's gradient to all else, the gradient to the zeroed
 parameters is not 0, and the main output is the same to the bit. Where that cannot hold, nothing is
-changed and UserError says why. Of densenet_ds and resnet_ds, unaltered, the answer is known: they
-are not run.
+changed and UserError says why. Of densenet_ds, resnet_ds and unet_ds, unaltered, the answer is
+known: they are not run.
 
 What is zeroed of an output layer:
 
@@ -48,8 +48,8 @@ class HeadReport:
     zeroed: bool
     """Whether all of them are 0 now."""
     in_model: bool
-    """Verified on the inputs' shapes of a run of the whole model, or known, for DenseNetDS and
-    ResNetDS; else on guessed ones."""
+    """Verified on the inputs' shapes of a run of the whole model, or known, for DenseNetDS,
+    ResNetDS and UNetDS; else on guessed ones."""
     biases: tuple[str, ...] = ()
     """Dotted names of the biases that are not zeroed: kept, or set to given values."""
 

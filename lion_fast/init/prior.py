@@ -13,9 +13,7 @@ def log_frequencies(counts: Tensor) -> Tensor:
     A class that never occurs is taken to occur once. Raises UserError on counts of nothing.
     """
     if counts.ndim != 1 or not counts.any():
-        raise UserError(
-            f"counts are {tuple(counts.shape)}, of {int(counts.sum())}: give (K,), some"
-        )
+        raise UserError(f"counts are {counts.tolist()}: give (K,), of which some are not 0")
     some = counts.clamp(min=1).double()
     return (some / some.sum()).log().float()
 

@@ -83,7 +83,7 @@ class MaskPrediction(NamedTuple):
 
     image: str
     mask: str
-    """A PNG of the image's size in the palette of `write_mask`, whose levels are the classes."""
+    """A PNG of the image's size in the colours of `palette`, whose levels are the classes."""
     shares: dict[str, float]
     """Share of the pixels of each class that there is, 0 to 1, the largest first."""
 

@@ -96,7 +96,8 @@ def effective_rank(weight: Tensor) -> float:
     weight: (K, ...). It is 1 where all rows are multiples of one, and as large as the rank where
     all singular values are equal (Roy and Vetterli 2007, of squares).
     """
-    squares = torch.linalg.svdvals(weight.flatten(1).double()).square()
+    # On the host: a GPU's solver would take memory and time to set up for a matrix this small.
+    squares = torch.linalg.svdvals(weight.flatten(1).cpu().double()).square()
     total = squares.sum()
     if not total:
         return 0.0

@@ -228,7 +228,7 @@ def _forward(
     model: DeeplySupervised, loss: LossOptions, resolved: Resolved
 ) -> Callable[[Tensor, Tensor, Tensor], Losses]:
     smoothing, impl = loss.label_smoothing, resolved.impl
-    # Likewise of a loss that is of masks alone.
+    # Handed on where it is asked for alone: a network's own `loss` need not know it.
     more = {"dice": loss.dice} if loss.dice else {}
     # A network of another kind has no other backbone, and is not asked about one.
     how = {"persistent": True} if resolved.backbone == "persistent" else {}
