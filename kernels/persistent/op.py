@@ -52,6 +52,9 @@ def _persistent_backbone(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the fields of `PersistentForward`."""
     plan = _plan(images, convs, block_layers)
+    # Asked here, where Dynamo does not look: to keep its eyes off costs an import of all of it.
+    if obstacle := persistent_obstacle_on(images.device, tuple(plan), images.dtype):
+        raise ValueError(f"the persistent backbone cannot run here: {obstacle}")
     channels_last = _channels_last(convs)
     table = tables_on(plan, channels_last, images.device)
     out = empty_forward(plan, images, table.halves.numel())
@@ -110,8 +113,6 @@ def _gpu_of(device: torch.device) -> dict[str, Any] | None:
     }
 
 
-# Of a device and sizes that a compiled step does not change: nothing for Dynamo to trace.
-@torch.compiler.assume_constant_result
 def persistent_obstacle_on(
     device: torch.device, sizes: tuple[int, ...], dtype: torch.dtype
 ) -> str | None:
@@ -147,8 +148,6 @@ def persistent_backbone(
         "running_means": running_means, "running_vars": running_vars,
     }  # fmt: skip
     plan = _check(images, convs, norms, block_layers)
-    if obstacle := persistent_obstacle_on(images.device, tuple(plan), images.dtype):
-        raise ValueError(f"the persistent backbone cannot run here: {obstacle}")
     _check_kernels(convs, norms)
     images = images.detach().contiguous(memory_format=torch.channels_last)
     *pooled, _, statistics, _, _ = _persistent_backbone(
