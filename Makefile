@@ -15,7 +15,7 @@ OLDEST_TESTS := kernel_rules heads heads_op pooled_heads augment muon dense_kern
 	stand_in_rules stand_in_runs stand_in_launches stand_in_study
 
 MAKEFLAGS += --no-print-directory
-.PHONY: setup ready run check checked-tests test test-oldest lint format bench bench-report \
+.PHONY: setup ready run check checked-tests test test-exhaustive test-oldest lint format bench bench-report \
 	studies-report bench-compare gpu gpu-pack clean
 
 setup:
@@ -44,10 +44,13 @@ check: ready
 checked-tests: ready
 	$(PYTEST) --quiet -m 'not slow' $(CHECKED:%=tests/test_%.py)
 
-# Everything.
+# Everything, but once: under ten minutes on two cores.
 test: ready
-	$(PYTEST)
-	$(BIN)/python -m pytest bench --benchmark-disable --quiet
+	$(PYTEST) -m 'not exhaustive' --benchmark-disable tests bench
+
+# The same on every card, at full size, at random moments, and every committed table made again.
+test-exhaustive: ready
+	$(PYTEST) -m exhaustive
 
 # What an older torch or Triton can break: every kernel compiled for the GPUs that run them all, the
 # kernels in the interpreter, engines and a study on the stand-in, and the CLI.

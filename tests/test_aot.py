@@ -138,6 +138,7 @@ def test_pool_kernels_compile_for_every_target_without_spills_or_tensor_cores():
 
 # The fused backbone's take minutes: bench/results/aot.txt has them, test_dense_kernels_plan two.
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("op", ["heads", "augment", "muon"])
 def test_every_kernel_compiles_for_every_target_and_none_spills(op):
     finished = check("--match", op)

@@ -41,6 +41,7 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_validation_evaluation_and_probes_stay_below_the_peak_of_training(large, tmp_path):
     peaks = {}
     for part in ("train", "whole", "probe", "eval"):

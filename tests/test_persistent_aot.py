@@ -58,6 +58,7 @@ def test_a_source_that_does_not_compile_says_what_nvrtc_says(tmp_path, monkeypat
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @needs_nvrtc
 def test_the_committed_table_is_what_the_command_prints(tmp_path):
     done = subprocess.run(

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from stand_in import needs_stand_in, outcomes
+from stand_in import needs_stand_in, one_card_first, outcomes
 
 pytestmark = needs_stand_in
 
@@ -55,7 +55,7 @@ def test_every_pair_of_settings_is_run():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("card", RUNS)
+@pytest.mark.parametrize("card", one_card_first(RUNS))
 def test_doctor_knows_the_card_and_runs_train_validate_probe_checkpoint_and_resume(
     card, tmp_path, kernel_cache
 ):

@@ -149,6 +149,7 @@ def test_virtual_shards_give_the_same_bits_on_one_and_two_processes(alone, two, 
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_virtual_shards_give_the_same_bits_on_four_processes(alone, tmp_path, stripes):
     found = run(tmp_path / "four", stripes, 4, "shards")
     assert table(Path(found[0]["shards"]["run"])) == table(Path(alone["shards"]["run"]))
@@ -199,6 +200,7 @@ def test_a_checkpoint_of_two_ranks_resumes_on_one(alone, two, tmp_path, stripes)
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_shared_norms_compile_whole(alone, tmp_path, stripes):
     found = run(tmp_path / "compiled", stripes, 2, "compiled")[0]["compiled"]
     one, both = losses(alone["global"]), losses(found)
