@@ -218,7 +218,6 @@ def test_what_a_worker_raises_is_raised_once_and_close_still_ends_the_workers():
 # torch raises out of a signal handler, even within a finaliser.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_worker_ends_the_run_instead_of_hanging_it():
-    started = time.monotonic()
     with closing(make(WorkersLoader, num_workers=1, num_steps=10_000)) as loader:
         loader.next()
         (worker,) = multiprocessing.active_children()
@@ -226,7 +225,6 @@ def test_a_killed_worker_ends_the_run_instead_of_hanging_it():
             os.kill(worker.pid, signal.SIGKILL)  # torch's signal handler may raise at once
             for _ in range(10_000):
                 loader.next()
-    assert time.monotonic() - started < 60
 
 
 def test_workers_measure_how_long_next_waited():

@@ -24,7 +24,7 @@ def in_small_shared_memory(*arguments):
         ["unshare", "--mount", "--map-root-user", "sh", "-c", inner + " ".join(arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     if "unshare" in ran.stderr or "mount" in ran.stderr:
         pytest.skip(f"needs a mount namespace: {ran.stderr.strip()[:100]}")

@@ -31,7 +31,7 @@ from lion_fast.study.store import Store
 
 def test_two_processes_on_one_study_never_run_the_same_cell(tmp_path):
     processes = [start(tmp_path) for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert started(tmp_path) == dict.fromkeys(started(tmp_path), 1)
     assert len(started(tmp_path)) == 6
@@ -56,7 +56,7 @@ def test_a_killed_study_leaves_no_worker_and_goes_on_where_it_stood(tmp_path):
         assert sum(stored) <= len(done)
         assert finished_before <= done
         finished_before = done
-    output = start(tmp_path).communicate(timeout=120)
+    output = start(tmp_path).communicate(timeout=600)
     assert None not in summaries(tmp_path), output
     for cell in started(tmp_path):
         saved = 0
@@ -77,7 +77,7 @@ def test_a_signal_lets_runs_in_flight_save_and_is_the_exit_code(tmp_path, number
     log = tmp_path / "fake" / "runs" / "log.txt"
     wait_for(lambda: log.exists() and len(events(tmp_path)) >= 2)
     process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 128 + number, errors
     assert errors == ""
     assert "interrupted" in output
@@ -108,7 +108,7 @@ def test_a_terminated_study_of_real_runs_goes_on_from_their_checkpoints(tmp_path
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         wait_for(lambda: any(map(steps_done, out.glob("long/runs/*"))))
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (143, b"")
     assert list(out.glob("long/runs/*/*/checkpoint*"))
 
@@ -118,7 +118,7 @@ def test_a_hang_up_that_is_ignored_does_not_end_a_study(tmp_path):
     log = tmp_path / "fake" / "runs" / "log.txt"
     wait_for(lambda: log.exists() and len(events(tmp_path)) >= 2)
     process.send_signal(signal.SIGHUP)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (0, ""), output
 
 
@@ -152,6 +152,6 @@ def test_a_terminals_signal_reaches_each_run_once(tmp_path, number):
     log = tmp_path / "fake" / "runs" / "log.txt"
     wait_for(lambda: log.exists() and len(events(tmp_path)) >= 2)
     os.killpg(process.pid, number)  # a terminal signals workers too
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (128 + number, "")
     assert "saved" in {event[0] for event in events(tmp_path)}

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,6 @@ needs_stand_in = pytest.mark.skipif(
     or not version("torch").startswith(TORCH),
     reason=f"the stand-in for a GPU needs Linux, gcc and torch {' or '.join(TORCH)}",
 )
-
-
-def one_card_first(cards: Iterable[str]) -> list[Any]:
-    """Return what a test is parametrised with: every card, all but the first exhaustive."""
-    first, *others = cards
-    return [first, *(pytest.param(card, marks=pytest.mark.exhaustive) for card in others)]
 
 
 def caches(folder: Path) -> dict[str, str]:
