@@ -44,7 +44,7 @@ check: ready
 checked-tests: ready
 	$(PYTEST) --quiet -m 'not slow' $(CHECKED:%=tests/test_%.py)
 
-# Everything, but once: under ten minutes on two cores.
+# Everything, but once: not on every card, nor at full size.
 test: ready
 	$(PYTEST) -m 'not exhaustive' --benchmark-disable tests bench
 
