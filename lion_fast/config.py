@@ -184,7 +184,8 @@ class TrainConfig:
     out: Path = housekeeping(Path("runs"))
     """Folder in which the run folder is made."""
     rendezvous_timeout: float = housekeeping(600.0)
-    """Where several processes share a run: seconds to wait for all of them to start."""
+    """Where several processes share a run: seconds to wait for all of them to start, and in a step
+    for those that no longer answer."""
     tensorboard: bool = housekeeping(False)
     """Also write TensorBoard event files to the run folder."""
 
