@@ -40,6 +40,11 @@ def test_strings_serve_as_paths_and_whole_numbers_as_floats():
     assert [type(value) for value in (config.lr, config.seed)] == [float, int]
 
 
+def test_workers_are_a_number_or_left_to_the_loader():
+    assert TrainConfig().most_workers == TrainConfig(num_workers="auto").most_workers == 2
+    assert TrainConfig(num_workers=5).most_workers == 5
+
+
 def test_every_field_states_its_role():
     roles = {field.name: field.metadata["role"] for field in dataclasses.fields(TrainConfig)}
     assert set(roles.values()) == set(get_args(config_module.Role))
@@ -83,6 +88,9 @@ def test_a_config_that_is_no_table_is_refused(values):
         ({"dataset": 7}, "dataset is 7: it must be a string"),
         ({"out": None}, "out is None: it must be a path"),
         ({"init": ["he"]}, "init is ['he']: take one of"),
+        ({"num_workers": "two"}, "num_workers is 'two': it must be a whole number or auto"),
+        ({"num_workers": -1}, "num_workers is -1: it must be a finite number of at least 0"),
+        ({"num_workers": 1025}, "num_workers is 1025: it must be at most 1024"),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_named(values, words):

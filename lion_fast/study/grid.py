@@ -240,6 +240,8 @@ def _typed(name: str, value: Any, path: Path) -> Any:
     _known_field(name, str(path))
     declared: Any = _FIELDS[name].type
     types = (str,) if get_origin(declared) is Literal else get_args(declared) or (declared,)
+    if isinstance(value, str) and any(value in get_args(kind) for kind in types):
+        return value
     if Path in types and isinstance(value, str):
         return Path(value)
     if float in types and type(value) is int:

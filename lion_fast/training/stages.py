@@ -235,7 +235,8 @@ class Stages:
                 ),
                 impl=resolved.impl,
                 steps_per_run=config.steps_per_run,
-                num_workers=config.num_workers,
+                num_workers=config.most_workers,
+                fewer_workers=config.num_workers == "auto",
             )
         kept_open = self.held.enter_context(ExitStack())
         kept_open.enter_context(closing(loader))
