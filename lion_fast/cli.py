@@ -113,7 +113,8 @@ def _predict(arguments: Sequence[str]) -> int:
 
     from lion_fast.training.saved import Prediction, predict_each
 
-    told = list(predict_each(parsed.run, parsed.images, device=parsed.device))
+    found = predict_each(parsed.run, parsed.images, device=parsed.device, dataset=parsed.dataset)
+    told = list(found)
     if parsed.json:
         OUTPUT.say_json([each._asdict() for each in told])
     width = max((len(each.class_name) for each in told if isinstance(each, Prediction)), default=0)

@@ -84,30 +84,40 @@ class Unread(NamedTuple):
     """Why, and what to do, in one line."""
 
 
-def load_run(run: Path | str, *, device: str = "auto") -> LoadedRun:
+def load_run(
+    run: Path | str, *, device: str = "auto", dataset: Path | str | None = None
+) -> LoadedRun:
     """Return the network of the run folder's newest checkpoint on `device`, ready to predict.
 
-    Raises UserError when `run` is no run folder or holds no whole checkpoint.
+    dataset: where the run's images lie now. Only checkpoints of early versions need them, which do
+    not hold what an image is normalised with; of others it is checked that they are the run's.
+
+    Raises UserError when `run` is no run folder or holds no whole checkpoint, and on other data
+    than the run's.
     """
-    folder, config, checkpoint = _open(run)
+    folder, config, checkpoint = _open(run, dataset)
     resolved = resolve(_anywhere(config, device))
-    facts = _facts(config, checkpoint)
+    facts = _facts(config, checkpoint, is_told=dataset is not None)
     names, size = facts.class_names, facts.image_size
     model = _network(folder, config, checkpoint, len(names), size, resolved)
     return LoadedRun(model.eval(), Transform(size, facts.mean, facts.std), names)
 
 
 def predict(
-    run: Path | str, images: Sequence[Path | str] | Path | str, *, device: str = "auto"
+    run: Path | str,
+    images: Sequence[Path | str] | Path | str,
+    *,
+    device: str = "auto",
+    dataset: Path | str | None = None,
 ) -> list[Prediction]:
     """Return what the run's network takes each image file, or the one, for, in fp32.
 
-    Raises UserError as `load_run` does, and on an image that cannot be read.
+    dataset: see `load_run`. Raises UserError as that does, and on an image that cannot be read.
     """
     if isinstance(images, str | Path):
         images = [images]
     found: list[Prediction] = []
-    for told in predict_each(run, images, device=device):
+    for told in predict_each(run, images, device=device, dataset=dataset):
         if isinstance(told, Unread):
             raise UserError(told.error)
         found.append(told)
@@ -115,13 +125,17 @@ def predict(
 
 
 def predict_each(
-    run: Path | str, images: Sequence[Path | str], *, device: str = "auto"
+    run: Path | str,
+    images: Sequence[Path | str],
+    *,
+    device: str = "auto",
+    dataset: Path | str | None = None,
 ) -> Iterator[Prediction | Unread]:
     """Yield what `predict` returns, and of an image that cannot be read why, in the given order.
 
     Raises UserError as `load_run` does.
     """
-    model, transform, classes = load_run(run, device=device)
+    model, transform, classes = load_run(run, device=device, dataset=dataset)
     where = next(model.parameters()).device
     for start in range(0, len(images), _BATCH_SIZE):
         paths = images[start : start + _BATCH_SIZE]
@@ -168,16 +182,15 @@ def evaluate(
     differs, on other data than the run's.
     """
     console = console or Silent()
-    folder, config, checkpoint = _open(run)
-    if dataset is not None:
-        config = replace(config, dataset=str(dataset))
+    folder, config, checkpoint = _open(run, dataset)
     precision = _precision_of(folder, config, checkpoint)
     refusal = precision_refusal(precision, chosen_device(device))
     if refusal is not None:
         console.say([f"not in the run's precision: {refusal}"])
     resolved = resolve(_anywhere(config, device, "auto" if refusal else precision))
     console.say([f"device {resolved.device}  precision {resolved.precision}"])
-    with console.stage(f"loading {config.dataset}"), moved_advice(config.dataset):
+    advice = moved_advice(config.dataset, has_trained=dataset is None)
+    with console.stage(f"loading {config.dataset}"), advice:
         images = _test_data(config, checkpoint)
     model = _network(folder, config, checkpoint, images.num_classes, images.image_size, resolved)
     if resolved.device.type == "cpu":
@@ -190,8 +203,8 @@ def evaluate(
         return validate(model, images, resolved, config.batch_size)
 
 
-def _open(run: Path | str) -> tuple[Path, TrainConfig, dict[str, Any]]:
-    """Return a run's folder, its config and its newest checkpoint."""
+def _open(run: Path | str, dataset: Path | str | None) -> tuple[Path, TrainConfig, dict[str, Any]]:
+    """Return a run's folder, its config, with its images at `dataset`, and newest checkpoint."""
     folder = place(run)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give the run folder that holds config.json")
@@ -199,6 +212,8 @@ def _open(run: Path | str) -> tuple[Path, TrainConfig, dict[str, Any]]:
     checkpoint = load_checkpoint(folder)
     if checkpoint is None:
         raise UserError(f"{folder} has no checkpoint yet: go on with --resume {folder}")
+    if dataset is not None:
+        config = replace(config, dataset=str(dataset))
     return folder, config, checkpoint
 
 
@@ -215,10 +230,19 @@ def _anywhere(config: TrainConfig, device: str, precision: Precision = "auto") -
     )
 
 
-def _facts(config: TrainConfig, checkpoint: dict[str, Any]) -> DataFacts:
-    """Return what the checkpoint says of the run's images, or, if it is an old one, the set."""
+def _facts(config: TrainConfig, checkpoint: dict[str, Any], *, is_told: bool) -> DataFacts:
+    """Return what the checkpoint says of the run's images, or, if it is an old one, the set.
+
+    is_told: whether their place was, so that what is there must be what the checkpoint says.
+    """
     told = checkpoint.get("data")
-    return load_image_set(config).facts() if told is None else DataFacts.from_dict(told)
+    with moved_advice(config.dataset, has_trained=not is_told):
+        if told is None:
+            return load_image_set(config).facts()
+        facts = DataFacts.from_dict(told)
+        if is_told:
+            open_test_data(config, facts)
+        return facts
 
 
 def _test_data(config: TrainConfig, checkpoint: dict[str, Any]) -> DataSet:

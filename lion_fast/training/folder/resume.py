@@ -27,6 +27,10 @@ class Earlier(NamedTuple):
     checkpoint: dict[str, Any] | None
     """Its newest whole one; None where the run was stopped before its first."""
 
+    def found_images_at(self, place: str) -> bool:
+        """Whether the run has trained on the images of that place, as far as it says."""
+        return self.checkpoint is None or self.checkpoint["config"].get("dataset") == place
+
     def precision_on(self, device: torch.device) -> Precision:
         """Return the precision that `auto` was where the run began; auto where nothing says so.
 
