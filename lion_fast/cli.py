@@ -275,7 +275,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code.
 
     0 done, 1 a run of a study failed or an image could not be read, 2 bad input, 128 + n ended by
-    signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 141 the reader of stdout has gone.
+    signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1, 140 SIGUSR2, 141 the reader of
+    stdout has gone.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     guard_streams()
