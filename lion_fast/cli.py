@@ -5,10 +5,12 @@ Torch is imported only once a command runs, so that `--help` is instant.
 
 import difflib
 import errno
+import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 
 _Arguments = TypeVar("_Arguments")
+_LEAST_COLUMNS = 40
 
 
 def _parsed(
@@ -45,16 +48,34 @@ def _parsed(
 ) -> _Arguments:
     """Return what the command line says; raise UserError on a place that cannot be meant."""
     prog = f"lion-fast {command}"
-    if default is None:
-        parsed = tyro.cli(kind, args=arguments, prog=prog)
-    else:
-        parsed = tyro.cli(kind, args=arguments, default=default, prog=prog)
+    with _wide_enough():
+        if default is None:
+            parsed = tyro.cli(kind, args=arguments, prog=prog)
+        else:
+            parsed = tyro.cli(kind, args=arguments, default=default, prog=prog)
     for name, value in vars(parsed).items():
         if isinstance(value, Path):
             setattr(parsed, name, place(value))
         elif isinstance(value, tuple):
             setattr(parsed, name, tuple(place(v) if isinstance(v, Path) else v for v in value))
     return parsed
+
+
+@contextmanager
+def _wide_enough() -> Iterator[None]:
+    """Let tyro lay out its help in 40 columns at least; in one or two it would do so for ever."""
+    before = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns >= _LEAST_COLUMNS:
+        yield
+        return
+    os.environ["COLUMNS"] = str(_LEAST_COLUMNS)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def _train(arguments: Sequence[str]) -> int:

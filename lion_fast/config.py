@@ -205,8 +205,7 @@ class TrainConfig:
                 raise UserError(
                     f"{name} is {value}: it must be a finite number of at least {least}"
                 )
-        for name, most in _MOST.items():
-            value = getattr(self, name)
+            most = _MOST.get(name, _MOST_WHOLE if isinstance(value, int) else _MOST_REAL)
             if _is_number(value) and value > most:
                 raise UserError(f"{name} is {value}: it must be at most {most}")
         if not 0 < self.target_accuracy <= 1:
@@ -350,9 +349,19 @@ _LEAST: dict[str, float] = {
     "rendezvous_timeout": 1,
 }
 
-# Torch's and numpy's generators take a seed of 63 bits; an image of more pixels than 4096x4096 is
-# 50 MB, and a batch of them no network here can be meant to see.
-_MOST: dict[str, int] = {"seed": 2**63 - 1, "image_size": 4096, "num_workers": 1024, "lr_floor": 1}
+# An image of more pixels than 4096x4096 is 50 MB, and a batch of them no network here can be meant
+# to see; nor are layers beyond these numbers meant, which would be built for hours.
+_MOST: dict[str, int] = {
+    "image_size": 4096,
+    "crop_padding": 4096,
+    "growth_rate": 4096,
+    "block_layers": 1000,
+    "base_width": 4096,
+    "num_workers": 1024,
+    "lr_floor": 1,
+}
+# What torch's counters and generators take, and what a weight of float32 holds.
+_MOST_WHOLE, _MOST_REAL = 2**63 - 1, 1e38
 
 # Fields that earlier versions wrote, with the one value that means what a run does today.
 REMOVED: dict[str, object] = {"fewer_launches": False}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lion_fast.cli import main
 from lion_fast.output import OUTPUT, Output, complain, say
 from lion_fast.training.screen.console import Live, Plain, make_console
 from lion_fast.training.screen.printed import Progress
@@ -139,3 +140,16 @@ def test_a_dumb_terminal_has_a_line_every_ten_seconds_and_the_last(monkeypatch, 
         console.progress(Progress(step, 4, 1.0, 0.5, None, 1.0, 1.0, 0.0, 1.0))
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["1", "3", "4"]
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "5", "words"])
+@pytest.mark.parametrize("arguments", [["eval", "--help"], ["predict"]])
+def test_help_and_mistakes_are_laid_out_however_narrow_the_terminal(
+    arguments, columns, monkeypatch, capsys
+):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == (0 if "--help" in arguments else 2)
+    assert "lion-fast" in "".join(capsys.readouterr())
+    assert os.environ["COLUMNS"] == columns

@@ -121,6 +121,7 @@ class Study:
         if not self.seeds or not self.variants:
             raise UserError(f"study {self.name} has no runs: give seeds and at least one axis")
         # As the configs have them: what numpy or pathlib calls a value is no other variant.
+        replace(self.base, **self.baseline)
         configs = [replace(self.base, **variant) for variant in self.variants]
         variants = tuple(
             {name: getattr(config, name) for name in variant}
@@ -196,7 +197,7 @@ def load_study(path: Path) -> Study:
         if key not in _TOML_KEYS:
             raise UserError(f"{path}: unknown key {key!r}: {suggestion(key, _TOML_KEYS)}")
     preset = values.get("preset")
-    if preset is not None and preset not in PRESETS:
+    if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise UserError(f"{path}: preset is {preset!r}: {suggestion(str(preset), PRESETS)}")
     axes = _table(values, "axes", path)
     for name, points in axes.items():
@@ -209,13 +210,17 @@ def load_study(path: Path) -> Study:
     seeds = values.get("seeds", list(PAPER_SEEDS))
     if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
         raise UserError(f"{path}: seeds is {seeds!r}: give a list of integers")
+    if "seed" in (base := _table(values, "base", path)):
+        raise UserError(
+            f"{path}: base has a seed, which would not run: give seeds = [...] above it"
+        )
     baseline = _table(values, "baseline", path) or {"init": "he"}
     return Study(
         name=str(values.get("name", path.stem)),
         title=str(values.get("title", path.stem)),
         base=replace(
             PRESETS[preset] if preset else TrainConfig(),
-            **_typed_table(_table(values, "base", path), path),
+            **_typed_table(base, path),
         ),
         variants=(variants if axes else ()) + tuple(_typed_table(cell, path) for cell in cells),
         seeds=tuple(seeds),
@@ -247,7 +252,11 @@ def _typed(name: str, value: Any, path: Path) -> Any:
     if float in types and type(value) is int:
         return float(value)
     if type(value) not in types:
-        raise UserError(f"{path}: {name} is {value!r}: it must be {types[0].__name__}")
+        words = [
+            str(word) for kind in types if get_origin(kind) is Literal for word in get_args(kind)
+        ]
+        wanted = " or ".join([types[0].__name__, *words])
+        raise UserError(f"{path}: {name} is {value!r}: it must be {wanted}")
     return value
 
 
