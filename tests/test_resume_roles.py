@@ -184,3 +184,26 @@ def test_a_loss_that_is_not_finite_advises_what_the_run_accepts(config, capsys):
     flags = advice.removeprefix("or go on with ").split()
     assert main(["train", *flags, "--max-steps", "1"]) in (0, 2)
     assert "keeps its settings" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state["data"].update(shade=3), "does not say what data it was trained on"),
+        (lambda state: state["data"].pop("mean"), "does not say what data it was trained on"),
+        (lambda state: state.update(data=3), "its 'data' is none"),
+        (lambda state: state.update(resumed=3), "its 'resumed' is none"),
+        (lambda state: state["training"].pop("model"), " was changed"),
+    ],
+)
+def test_a_checkpoint_of_another_version_or_that_was_changed_is_one_line(
+    change, words, run, image, capsys
+):
+    state = load_checkpoint(run)
+    change(state)
+    torch.save(state, run / NAME)
+    for command in (["eval"], ["predict"], ["train", "--max-steps", "9", "--resume"]):
+        rest = [str(image)] if command == ["predict"] else []
+        assert main([*command, str(run), *rest]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and words in told, told

@@ -20,6 +20,7 @@ from lion_fast.errors import UserError
 from lion_fast.models import DeeplySupervised, build_model
 from lion_fast.places import place
 from lion_fast.training.folder.checkpoint import load_checkpoint
+from lion_fast.training.folder.resume import trained_facts
 from lion_fast.training.folder.run_folder import RunFolder
 from lion_fast.training.machine.device import chosen_device
 from lion_fast.training.machine.host_memory import keep_freed_memory
@@ -97,7 +98,7 @@ def load_run(
     """
     folder, config, checkpoint = _open(run, dataset)
     resolved = resolve(_anywhere(config, device))
-    facts = _facts(config, checkpoint, is_told=dataset is not None)
+    facts = _facts(folder, config, checkpoint, is_told=dataset is not None)
     names, size = facts.class_names, facts.image_size
     model = _network(folder, config, checkpoint, len(names), size, resolved)
     return LoadedRun(model.eval(), Transform(size, facts.mean, facts.std), names)
@@ -191,7 +192,7 @@ def evaluate(
     console.say([f"device {resolved.device}  precision {resolved.precision}"])
     advice = moved_advice(config.dataset, has_trained=dataset is None)
     with console.stage(f"loading {config.dataset}"), advice:
-        images = _test_data(config, checkpoint)
+        images = _test_data(folder, config, checkpoint)
     model = _network(folder, config, checkpoint, images.num_classes, images.image_size, resolved)
     if resolved.device.type == "cpu":
         keep_freed_memory()
@@ -230,27 +231,27 @@ def _anywhere(config: TrainConfig, device: str, precision: Precision = "auto") -
     )
 
 
-def _facts(config: TrainConfig, checkpoint: dict[str, Any], *, is_told: bool) -> DataFacts:
+def _facts(
+    folder: Path, config: TrainConfig, checkpoint: dict[str, Any], *, is_told: bool
+) -> DataFacts:
     """Return what the checkpoint says of the run's images, or, if it is an old one, the set.
 
     is_told: whether their place was, so that what is there must be what the checkpoint says.
     """
-    told = checkpoint.get("data")
     with moved_advice(config.dataset, has_trained=not is_told):
-        if told is None:
+        if "data" not in checkpoint:
             return load_image_set(config).facts()
-        facts = DataFacts.from_dict(told)
+        facts = trained_facts(checkpoint, folder)
         if is_told:
             open_test_data(config, facts)
         return facts
 
 
-def _test_data(config: TrainConfig, checkpoint: dict[str, Any]) -> DataSet:
+def _test_data(folder: Path, config: TrainConfig, checkpoint: dict[str, Any]) -> DataSet:
     """Return the images to validate on; an old checkpoint cannot tell whether they are the same."""
-    told = checkpoint.get("data")
-    if told is None:
+    if "data" not in checkpoint:
         return open_data(config, config.loader)
-    return open_test_data(config, DataFacts.from_dict(told))
+    return open_test_data(config, trained_facts(checkpoint, folder))
 
 
 def _network(
@@ -262,8 +263,11 @@ def _network(
     resolved: Resolved,
 ) -> DeeplySupervised:
     model = build_model(config, num_classes, image_size)
+    weights = checkpoint["training"].get("model")
+    if not isinstance(weights, dict):
+        raise UserError(f"the checkpoint of {folder} was changed, it has no weights: train anew")
     try:
-        model.load_state_dict(checkpoint["training"]["model"])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
             f"the checkpoint of {folder} does not fit {config.arch} with {num_classes} classes, so"
