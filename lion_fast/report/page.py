@@ -1,7 +1,6 @@
 """report_studies(): studies.md, the same as one HTML page, studies.json and pictures."""
 
 import base64
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from lion_fast.errors import UserError
+from lion_fast.output import exact_json
 from lion_fast.report.comparisons import (
     ACCURACY,
     SECONDS,
@@ -80,7 +80,7 @@ def report_studies(
         paths[0].write_text(text, encoding="utf-8")
         paths[1].write_text(_html(text, out), encoding="utf-8")
         values = _values(studies, judged)
-        paths[2].write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        paths[2].write_text(exact_json(values, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
     drawn = [path for found in pictures.values() for path in found.values() if path]
