@@ -13,6 +13,7 @@ from test_world import command_line, environment, finish, free_port
 from lion_fast.cli import main
 from lion_fast.training.folder.checkpoint import load_checkpoint
 from lion_fast.training.machine.guards import StopSignals
+from lion_fast.training.ranks import patience as patience_module
 from lion_fast.training.ranks.patience import Patience
 from lion_fast.training.ranks.torchrun import Ranks
 
@@ -151,7 +152,7 @@ def patience(monkeypatch):
 
 
 def looks(patience, seconds, cpu_share=0.0):
-    for _ in range(round(seconds / 0.2)):
+    for _ in range(round(seconds / 0.2) + 1):
         patience._look(patience._wait, 0.2, 0.2 * cpu_share)
 
 
@@ -163,6 +164,14 @@ def test_a_step_that_computes_is_no_waiting(patience, capsys):
     assert (ends, capsys.readouterr().err) == ([], "")
     looks(waits, 2)
     assert set(ends) == {128 + signal.SIGTERM}
+
+
+def test_who_waits_for_a_processor_is_busy(monkeypatch):
+    monkeypatch.setattr(patience_module.time, "process_time", lambda: 3.0)
+    monkeypatch.setattr(patience_module.Path, "read_text", lambda *_, **__: "7 2500000000 9\n")
+    assert patience_module._busy_seconds() == 5.5
+    monkeypatch.setattr(patience_module.Path, "read_text", lambda *_, **__: "")
+    assert patience_module._busy_seconds() == 3.0
 
 
 def test_a_process_that_stood_still_itself_has_not_waited(patience):

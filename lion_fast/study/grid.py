@@ -121,7 +121,6 @@ class Study:
         if not self.seeds or not self.variants:
             raise UserError(f"study {self.name} has no runs: give seeds and at least one axis")
         # As the configs have them: what numpy or pathlib calls a value is no other variant.
-        replace(self.base, **self.baseline)
         configs = [replace(self.base, **variant) for variant in self.variants]
         variants = tuple(
             {name: getattr(config, name) for name in variant}
@@ -244,7 +243,10 @@ def _typed(name: str, value: Any, path: Path) -> Any:
     """Return a TOML value as the type of the field `name`; raise UserError where it is another."""
     _known_field(name, str(path))
     declared: Any = _FIELDS[name].type
-    types = (str,) if get_origin(declared) is Literal else get_args(declared) or (declared,)
+    choices = get_args(declared) if get_origin(declared) is Literal else ()
+    if choices and isinstance(value, str) and value not in choices:
+        raise UserError(f"{path}: {name} is {value!r}: take one of {', '.join(choices)}")
+    types = (str,) if choices else get_args(declared) or (declared,)
     if isinstance(value, str) and any(value in get_args(kind) for kind in types):
         return value
     if Path in types and isinstance(value, str):

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple, NoReturn, Self
 
 from lion_fast.output import OUTPUT, complain
@@ -22,10 +23,10 @@ LOOK = 0.2
 """Seconds between two looks."""
 PATIENCE = 10.0
 """Seconds of waiting before it is said; a slow disk or a long compilation of others takes less."""
-_OBEY = 1.0
-"""Seconds that a wait may go on after a signal: it ends well where the others answer."""
-_MOST_CPU = 0.1
-"""Share of the time in which a process that waits for others has a processor."""
+OBEY = 1.8
+"""Seconds that a wait may go on after a signal: it ends well where the others answer by then."""
+_MOST_BUSY = 0.1
+"""Share of the time in which a process that waits for others computes, or waits for a processor."""
 
 
 class _Wait(NamedTuple):
@@ -40,9 +41,10 @@ class _Wait(NamedTuple):
 class Patience:
     """While entered, ends this process where it waits for others and is told to stop, or too long.
 
-    Only time in which the process does not compute counts: a long step is no waiting. On a GPU the
-    host may compute while it waits, and all the time in a collective counts, after the patience of
-    saying so. Nothing is torn: what ends is a wait, and the last checkpoint stands.
+    Only time in which the process does not compute, and does not wait for a processor on a busy
+    machine, counts: a long step is no waiting. On a GPU the host may compute while it waits, and
+    all the time in a collective counts, after the patience of saying so. Nothing is torn: what ends
+    is a wait, and the last checkpoint stands.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -96,16 +98,16 @@ class Patience:
         return threading.current_thread() is threading.main_thread()
 
     def _watch(self) -> None:
-        last = time.monotonic(), time.process_time()
+        last = time.monotonic(), _busy_seconds()
         while not self._over.is_set():
             if select.select([self._ears], [], [], LOOK)[0]:
                 self._hear(self._ears.recv(64))
-            now = time.monotonic(), time.process_time()
-            wall, cpu = (b - a for a, b in zip(last, now, strict=True))
+            now = time.monotonic(), _busy_seconds()
+            wall, busy = (b - a for a, b in zip(last, now, strict=True))
             last = now
             with self._lock:
                 if self._wait is not None:
-                    self._look(self._wait, wall, cpu)
+                    self._look(self._wait, wall, busy)
 
     def _hear(self, numbers: bytes) -> None:
         """Note the first signal that is to end a run; workers' ends are signals, too."""
@@ -113,11 +115,11 @@ class Patience:
             if number in self._heeded and self._signal is None:
                 self._signal, self._heard = number, time.monotonic()
 
-    def _look(self, wait: _Wait, wall: float, cpu: float) -> None:
+    def _look(self, wait: _Wait, wall: float, busy: float) -> None:
         """Take in that so many seconds have passed; of a process that stood still itself, a few."""
-        is_idle = not self.computes_on_cpu or cpu < _MOST_CPU * wall
+        is_idle = not self.computes_on_cpu or busy < _MOST_BUSY * wall
         self._idle = self._idle + min(wall, 2 * LOOK) if is_idle else 0.0
-        least = _OBEY if self.computes_on_cpu else PATIENCE
+        least = OBEY if self.computes_on_cpu else PATIENCE
         if self._signal is not None:
             waited = time.monotonic() - self._heard
             if min(waited, self._idle) > least - LOOK:
@@ -143,3 +145,15 @@ class Patience:
         self.last_words()
         OUTPUT.flush()
         os._exit(code)
+
+
+def _busy_seconds() -> float:
+    """Return the seconds in which this process has computed, or its main thread would have.
+
+    Linux counts those in which a thread stood in the queue for a processor.
+    """
+    try:
+        _, queued, _ = Path("/proc/self/schedstat").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        queued = "0"
+    return time.process_time() + int(queued) / 1e9
