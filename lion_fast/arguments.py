@@ -61,6 +61,8 @@ class PredictArguments:
     """Run folder."""
     images: tyro.conf.Positional[tuple[Path, ...]]
     """JPEG or PNG files."""
+    dataset: str | None = None
+    """Where the run's images lie now; refused if others lie there. Default: they are not needed."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
     json: bool = False

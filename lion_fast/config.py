@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeGuard, TypeVar, get_args, get_origin
 
 from lion_fast.errors import UserError
 from lion_fast.places import place
@@ -22,9 +22,12 @@ BackboneName = Literal["auto", "fused", "persistent", "modules"]
 BatchNorm = Literal["global", "local"]
 OptimizerName = Literal["adamw", "muon", "sgd"]
 ScheduleName = Literal["constant", "linear"]
+NumWorkers = int | Literal["auto"]
 # Spelled again in kernels/dispatch.py, which must not import this package; a test holds the two
 # together.
 Impl = Literal["auto", "triton", "torch"]
+
+AUTO_WORKERS = 2
 
 Role = Literal["numbers", "execution", "housekeeping"]
 _Value = TypeVar("_Value")
@@ -169,8 +172,9 @@ class TrainConfig:
     """With engine graph: training steps captured in one CUDA graph."""
     steps_per_run: int = execution(16)
     """With loader dali: steps' worth of images that one pipeline run delivers."""
-    num_workers: int = execution(2)
-    """With loader workers: DataLoader worker processes; with loader dali: CPU threads."""
+    num_workers: NumWorkers = execution(2)
+    """With loader workers: DataLoader worker processes; with loader dali: CPU threads. auto is 2,
+    and fewer or no processes where shared memory has no room for their batches."""
 
     eval_every: int = execution(0)
     """Steps between validations; 0 validates once, at the end."""
@@ -184,7 +188,8 @@ class TrainConfig:
     out: Path = housekeeping(Path("runs"))
     """Folder in which the run folder is made."""
     rendezvous_timeout: float = housekeeping(600.0)
-    """Where several processes share a run: seconds to wait for all of them to start."""
+    """Where several processes share a run: seconds to wait for all of them to start, and in a step
+    for those that no longer answer."""
     tensorboard: bool = housekeeping(False)
     """Also write TensorBoard event files to the run folder."""
 
@@ -196,13 +201,12 @@ class TrainConfig:
         place(self.dataset)  # kept as it was typed, which tells the runs of a study apart
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= least):
+            if _is_number(value) and not (math.isfinite(value) and value >= least):
                 raise UserError(
                     f"{name} is {value}: it must be a finite number of at least {least}"
                 )
-        for name, most in _MOST.items():
-            value = getattr(self, name)
-            if value is not None and value > most:
+            most = _MOST.get(name, _MOST_WHOLE if isinstance(value, int) else _MOST_REAL)
+            if _is_number(value) and value > most:
                 raise UserError(f"{name} is {value}: it must be at most {most}")
         if not 0 < self.target_accuracy <= 1:
             raise UserError(
@@ -220,6 +224,11 @@ class TrainConfig:
         for name in ("lr_warmup_steps", "lr_cooldown_steps", "lr_floor"):
             if self.schedule == "constant" and getattr(self, name):
                 raise UserError(f"{name} is of schedule linear, and schedule is constant: drop one")
+
+    @property
+    def most_workers(self) -> int:
+        """Worker processes or threads where nothing keeps them from running."""
+        return AUTO_WORKERS if self.num_workers == "auto" else self.num_workers
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values (paths become strings)."""
@@ -274,6 +283,11 @@ def fields_of(role: Role) -> frozenset[str]:
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether a field that may be None or a word has a number."""
+    return isinstance(value, int | float)
+
+
 def _typed(field: "dataclasses.Field[Any]", value: Any) -> Any:
     """Return `value` as the type of its field; raise UserError where it is of another."""
     if get_origin(field.type) is Literal:
@@ -284,7 +298,9 @@ def _typed(field: "dataclasses.Field[Any]", value: Any) -> Any:
     types = get_args(field.type) or (field.type,)
     if value is None and NoneType in types:
         return None
-    wanted = types[0]
+    wanted, words = types[0], [word for kind in types[1:] for word in get_args(kind)]
+    if isinstance(value, str) and value in words:
+        return value
     if wanted is bool and isinstance(value, bool):
         return value
     # A bool is an int to Python; numpy's numbers are Integral and Real.
@@ -296,7 +312,7 @@ def _typed(field: "dataclasses.Field[Any]", value: Any) -> Any:
         return place(value)
     if wanted is str and isinstance(value, str | Path):
         return str(value)
-    described = _WANTED.get(wanted, "a path")
+    described = " or ".join([_WANTED.get(wanted, "a path"), *words])
     raise UserError(f"{field.name} is {value!r}: it must be {described}")
 
 
@@ -333,9 +349,19 @@ _LEAST: dict[str, float] = {
     "rendezvous_timeout": 1,
 }
 
-# Torch's and numpy's generators take a seed of 63 bits; an image of more pixels than 4096x4096 is
-# 50 MB, and a batch of them no network here can be meant to see.
-_MOST: dict[str, int] = {"seed": 2**63 - 1, "image_size": 4096, "num_workers": 1024, "lr_floor": 1}
+# An image of more pixels than 4096x4096 is 50 MB, and a batch of them no network here can be meant
+# to see; nor are layers beyond these numbers meant, which would be built for hours.
+_MOST: dict[str, int] = {
+    "image_size": 4096,
+    "crop_padding": 4096,
+    "growth_rate": 4096,
+    "block_layers": 1000,
+    "base_width": 4096,
+    "num_workers": 1024,
+    "lr_floor": 1,
+}
+# What torch's counters and generators take, and what a weight of float32 holds.
+_MOST_WHOLE, _MOST_REAL = 2**63 - 1, 1e38
 
 # Fields that earlier versions wrote, with the one value that means what a run does today.
 REMOVED: dict[str, object] = {"fewer_launches": False}

@@ -186,12 +186,22 @@ def test_a_toml_file_spans_a_grid_and_adds_cells(tmp_path):
         ("seeds = ['a']", "seeds is ['a']: give a list of integers"),
         ("preset = 'papers'", "preset is 'papers': did you mean paper?"),
         ("seeds = [1]", "has no runs"),
+        ("preset = ['paper']", "preset is ['paper']: "),
+        ("preset = {name = 'paper'}", "preset is {'name': 'paper'}: "),
+        ("[base]\nseed = 5", "base has a seed, which would not run: give seeds"),
+        ("[base]\nnum_workers = 'many'", "num_workers is 'many': it must be int or auto"),
+        ("axes = {init = ['he']}\n[baseline]\ninit = 'hi'", "init is 'hi': take one of he"),
     ],
 )
 def test_a_toml_file_with_a_mistake_is_refused_with_one_line(tmp_path, text, words):
     with pytest.raises(UserError) as caught:
         load_study(write(tmp_path, text))
     assert words in str(caught.value)
+
+
+def test_a_toml_file_may_leave_workers_to_the_loader(tmp_path):
+    study = load_study(write(tmp_path, "axes = {num_workers = ['auto', 0]}"))
+    assert [cell.config.num_workers for cell in study.cells()[:2]] == ["auto", 0]
 
 
 def test_an_unknown_study_gets_a_suggestion(tmp_path):

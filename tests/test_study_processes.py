@@ -25,7 +25,7 @@ from lion_fast.study.pools import worker
 from lion_fast.study.status import (
     steps_done,
 )
-from lion_fast.study.stopping import STOPPING
+from lion_fast.study.stopping import STOPPING, stop_signals
 from lion_fast.study.store import Store
 
 
@@ -71,7 +71,9 @@ def test_a_killed_study_leaves_no_worker_and_goes_on_where_it_stood(tmp_path):
             assert len(store.table("metrics", stored.id).rows) == NUM_STEPS
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+)
 def test_a_signal_lets_runs_in_flight_save_and_is_the_exit_code(tmp_path, number):
     process = start(tmp_path)
     log = tmp_path / "fake" / "runs" / "log.txt"
@@ -122,6 +124,17 @@ def test_a_hang_up_that_is_ignored_does_not_end_a_study(tmp_path):
     assert (process.returncode, errors) == (0, ""), output
 
 
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
+def test_a_warning_that_is_ignored_or_the_callers_own_does_not_end_a_study(handler):
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with stop_signals():
+            signal.raise_signal(signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGUSR1) is handler
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_a_study_goes_on_quietly_when_nobody_reads_what_it_says(tmp_path):
     with start(tmp_path) as process:
         process.stdout.close()
@@ -146,12 +159,12 @@ def test_a_worker_that_has_just_finished_is_deaf_to_an_interrupt(tmp_path, monke
             signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_terminals_signal_reaches_each_run_once(tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_to_all_processes_reaches_each_run_once(tmp_path, number):
     process = start(tmp_path)
     log = tmp_path / "fake" / "runs" / "log.txt"
     wait_for(lambda: log.exists() and len(events(tmp_path)) >= 2)
-    os.killpg(process.pid, number)  # a terminal signals workers too
+    os.killpg(process.pid, number)  # a terminal signals workers too, and so may a cluster
     output, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (128 + number, "")
     assert "saved" in {event[0] for event in events(tmp_path)}

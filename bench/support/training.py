@@ -56,7 +56,7 @@ class Training:
             ),
             impl=self.resolved.impl,
             steps_per_run=config.steps_per_run,
-            num_workers=config.num_workers,
+            num_workers=config.most_workers,
         )
         num_heads = len(self.step.model.heads.aux) + 1
         self._engine = make_engine(

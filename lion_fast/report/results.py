@@ -33,6 +33,11 @@ class Run:
     probes: Curves
 
     @property
+    def stood_still(self) -> bool:
+        """Whether its process stood still while it trained, so that its seconds say less."""
+        return bool(self.summary.get("stopped_seconds"))
+
+    @property
     def head_norms(self) -> Curves:
         """Weight norm of each auxiliary head that the network has, over the probed steps."""
         return {
@@ -57,8 +62,15 @@ class StudyResults:
         return [run for run in self.runs if run.variant == variant]
 
     def values(self, variant: Variant, name: str) -> dict[int, float | None]:
-        """Return an entry of the summary by seed; None where a run has none."""
-        return {run.config.seed: run.summary[name] for run in self.of(variant)}
+        """Return an entry of the summary by seed; None where a run has none.
+
+        Runs that stood still have no part in seconds to the target: a None would be a run that did
+        not get there.
+        """
+        runs = self.of(variant)
+        if name == "seconds_to_target":
+            runs = [run for run in runs if not run.stood_still]
+        return {run.config.seed: run.summary[name] for run in runs}
 
     def find(self, **fields: Any) -> list[Run]:
         """Return the finished runs whose config has these values."""

@@ -238,7 +238,7 @@ def _times(results: StudyResults) -> list[str]:
         runs = results.of(variant)
         if runs:
             cells = [
-                _mean(describe_whole([run.summary[key] for run in runs]), form)
+                _mean(describe_whole(list(results.values(variant, key).values())), form)
                 for _, key, form in parts
             ]
             label = results.study.label(variant)

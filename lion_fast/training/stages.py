@@ -156,7 +156,8 @@ class Stages:
             return settled.prepared.images
         if settled.own.images is not None:
             return settled.own.images
-        with moved_advice(settled.config.dataset, settled.earlier is not None):
+        dataset, earlier = settled.config.dataset, settled.earlier
+        with moved_advice(dataset, earlier is not None and earlier.found_images_at(dataset)):
             return open_data(settled.config, settled.resolved.loader)
 
     def build(self, settled: Settled, images: DataSet, screen: Console) -> Supplied:
@@ -235,7 +236,8 @@ class Stages:
                 ),
                 impl=resolved.impl,
                 steps_per_run=config.steps_per_run,
-                num_workers=config.num_workers,
+                num_workers=config.most_workers,
+                fewer_workers=config.num_workers == "auto",
             )
         kept_open = self.held.enter_context(ExitStack())
         kept_open.enter_context(closing(loader))

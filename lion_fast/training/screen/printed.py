@@ -125,6 +125,14 @@ def _stops(seconds: float) -> list[str]:
     return [f"stood still for {seconds:.1f} s (stopped, or the machine slept): not in training"]
 
 
+def abandoned(record: "RunRecord") -> str:
+    """Return the last line of a run whose other processes no longer answer."""
+    if record.saved_step is None:
+        return "the other processes do not answer, and no checkpoint was written yet"
+    kept = f"the checkpoint of step {record.saved_step} is kept"
+    return f"the other processes do not answer; {kept}: go on with --resume {record.folder.path}"
+
+
 def farewell(record: "RunRecord") -> str:
     """Return the last line of an interrupted run."""
     if record.saved_step is None:
