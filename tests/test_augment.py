@@ -4,7 +4,9 @@ import torch
 from gpu_waits import waits_refused
 from torchvision.transforms.v2 import functional as TF
 
-from lion_fast.kernels import augment, augment_batch, augment_batch_ref
+from lion_fast.kernels import augment_batch, augment_batch_ref
+from lion_fast.kernels.augment import op
+from lion_fast.kernels.augment.aot import AOT_CASES
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 CUDA = torch.cuda.is_available()
@@ -227,7 +229,7 @@ def test_op_compiles_as_one_graph(impl):
 
 
 def test_impl_auto_never_interprets_the_kernel_on_the_cpu(monkeypatch):
-    monkeypatch.setattr(augment, "_augment_batch_op", None)
+    monkeypatch.setattr(op, "_augment_batch_op", None)
     data = (*make_set(), *make_plan(3)[:2])
     augment_batch(*data, MEAN, STD)
     with pytest.raises((TypeError, ValueError)):  # the latter where there is no interpreter
@@ -275,12 +277,9 @@ def test_bad_arguments_are_named(change, message, impl):
 
 
 def test_ahead_of_time_cases_cover_every_dtype_and_layout_and_every_argument():
-    kinds = {
-        (case.signature["images_out"], case.constexprs["CHANNELS_LAST"])
-        for case in augment.AOT_CASES
-    }
+    kinds = {(case.signature["images_out"], case.constexprs["CHANNELS_LAST"]) for case in AOT_CASES}
     assert kinds == {(f"*{t}", last) for t in ("fp32", "fp16", "bf16") for last in (True, False)}
-    for case in augment.AOT_CASES:
+    for case in AOT_CASES:
         assert [*case.signature, *case.constexprs] == case.kernel.arg_names
 
 

@@ -15,19 +15,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from .aot_case import AotCase, case_of
-from .dispatch import Impl, resolve_impl
-from .launch import Launch
-
-# Not tuned: no GPU has run bench/bench_augment.py yet.
-_MAX_BLOCK = 1024
-_NUM_WARPS = 4
-
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+from ..dispatch import Impl, resolve_impl
+from .kernels import DTYPES, augment_launch, empty_batch
 
 
 def augment_batch_ref(
@@ -111,123 +102,6 @@ def _normalise(
     return planes.to(out_dtype)
 
 
-@triton.jit(do_not_specialize=["num_images", "num_steps"])
-def _augment_batch_kernel(
-    images,  # (N, H, W, 3) uint8
-    labels,  # (N,) int64
-    indices,  # (B,), or (S, B) with step
-    flips,  # (B,) or (S, B) uint8
-    crops,  # (B, 2) or (S, B, 2), or None
-    step,  # () int64, or None
-    images_out,  # (B, 3, H, W)
-    labels_out,  # (B,) int64
-    num_images,
-    num_steps,
-    mean_r,
-    mean_g,
-    mean_b,
-    std_r,
-    std_g,
-    std_b,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    PADDING: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    SIZE: tl.constexpr = HEIGHT * WIDTH * 3
-    TILES: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
-    image = (tl.program_id(0) // TILES).to(tl.int64)
-    tile = tl.program_id(0) % TILES
-
-    row = image
-    planned = image >= 0
-    if step is not None:
-        now = tl.load(step)
-        planned = (now >= 0) & (now < num_steps)
-        row += now * (tl.num_programs(0) // TILES)
-    index = tl.load(indices + row, mask=planned, other=-1).to(tl.int64)
-    flip = tl.load(flips + row, mask=planned, other=0) != 0
-    known = (index >= 0) & (index < num_images)
-
-    # Tiles run over the output's memory, so that stores are contiguous in either layout.
-    element = tile * BLOCK + tl.arange(0, BLOCK)
-    if CHANNELS_LAST:
-        pixel = element // 3
-        channel = element % 3
-    else:
-        pixel = element % (HEIGHT * WIDTH)
-        channel = element // (HEIGHT * WIDTH)
-    y = pixel // WIDTH
-    x = pixel % WIDTH
-    x = tl.where(flip, WIDTH - 1 - x, x)
-    readable = known & (element < SIZE)
-    if crops is not None:
-        y += tl.load(crops + 2 * row, mask=planned, other=0).to(tl.int32) - PADDING
-        x += tl.load(crops + 2 * row + 1, mask=planned, other=0).to(tl.int32) - PADDING
-        readable &= (y >= 0) & (y < HEIGHT) & (x >= 0) & (x < WIDTH)
-
-    byte = tl.load(
-        images + index * SIZE + (y * WIDTH + x) * 3 + channel, mask=readable, other=0
-    )  # images[index, y, x, channel] -> (BLOCK,)
-    mean = tl.where(channel == 0, mean_r, tl.where(channel == 1, mean_g, mean_b))
-    std = tl.where(channel == 0, std_r, tl.where(channel == 1, std_g, std_b))
-    value = tl.div_rn(byte.to(tl.float32) * (1 / 255) - mean, std)
-    tl.store(
-        images_out + image * SIZE + element,
-        value.to(images_out.dtype.element_ty),
-        mask=element < SIZE,
-    )
-    if tile == 0:
-        tl.store(labels_out + image, tl.load(labels + index, mask=known, other=-1))
-
-
-def _empty_batch(
-    images: Tensor, labels: Tensor, indices: Tensor, out_dtype: torch.dtype, channels_last: bool
-) -> tuple[Tensor, Tensor]:
-    _, height, width, channels = images.shape
-    batch_size = indices.shape[-1]
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    batch = torch.empty(
-        (batch_size, channels, height, width),
-        dtype=out_dtype,
-        device=images.device,
-        memory_format=layout,
-    )
-    return batch, torch.empty(batch_size, dtype=labels.dtype, device=labels.device)
-
-
-def _augment_launch(
-    batch: Tensor,
-    batch_labels: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    indices: Tensor,
-    flips: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    crops: Tensor | None,
-    padding: int,
-    step: Tensor | None,
-) -> Launch:
-    """Return the launch that fills `batch` and `batch_labels`."""
-    num_images, height, width, channels = images.shape
-    size = height * width * channels
-    block = min(_MAX_BLOCK, triton.next_power_of_2(size))
-    args = {
-        "images": images, "labels": labels, "indices": indices, "flips": flips.view(torch.uint8),
-        "crops": crops, "step": step, "images_out": batch, "labels_out": batch_labels,
-        "num_images": num_images, "num_steps": len(indices),
-        **dict(zip(("mean_r", "mean_g", "mean_b"), map(float, mean), strict=True)),
-        **dict(zip(("std_r", "std_g", "std_b"), map(float, std), strict=True)),
-        "HEIGHT": height, "WIDTH": width, "PADDING": padding,
-        "CHANNELS_LAST": batch.stride(1) == 1, "BLOCK": block,
-    }  # fmt: skip
-    grid = (len(batch) * triton.cdiv(size, block),)
-    # A fused multiply-add would round once where torchvision and the reference round twice.
-    return Launch(_augment_batch_kernel, grid, args, _NUM_WARPS, fp_fusion=False)
-
-
 @torch.library.custom_op("lion_fast::augment_batch", mutates_args=())
 def _augment_batch_op(
     images: Tensor,
@@ -242,8 +116,8 @@ def _augment_batch_op(
     out_dtype: torch.dtype,
     channels_last: bool,
 ) -> tuple[Tensor, Tensor]:
-    batch, batch_labels = _empty_batch(images, labels, indices, out_dtype, channels_last)
-    _augment_launch(
+    batch, batch_labels = empty_batch(images, labels, indices, out_dtype, channels_last)
+    augment_launch(
         batch, batch_labels, images, labels, indices, flips, mean, std, crops, padding, step
     ).run(device_of=images)
     return batch, batch_labels
@@ -251,7 +125,7 @@ def _augment_batch_op(
 
 @_augment_batch_op.register_fake
 def _(images, labels, indices, flips, mean, std, crops, padding, step, out_dtype, channels_last):
-    return _empty_batch(images, labels, indices, out_dtype, channels_last)
+    return empty_batch(images, labels, indices, out_dtype, channels_last)
 
 
 def augment_batch(
@@ -358,26 +232,5 @@ def _check(
         raise ValueError(f"mean {mean} and std {std} must be three floats each, std not zero")
     if padding < 0 or (padding and crops is None):
         raise ValueError(f"padding is {padding}: give crops with it, and at least 0")
-    if out_dtype not in _NAMES:
-        raise ValueError(f"out_dtype is {out_dtype}: take one of {', '.join(map(str, _NAMES))}")
-
-
-def _aot_case(dtype: torch.dtype, channels_last: bool) -> AotCase:
-    """Return the kernel with everything on: step counter, crops and flips, at 32x32."""
-
-    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    images, labels = empty(50_000, 32, 32, 3, dtype=torch.uint8), empty(50_000, dtype=torch.int64)
-    indices, flips, crops = empty(390, 128), empty(390, 128, dtype=torch.bool), empty(390, 128, 2)
-    step = empty(dtype=torch.int64)
-    batch, batch_labels = _empty_batch(images, labels, indices, dtype, channels_last)
-    ones = (1.0, 1.0, 1.0)
-    launch = _augment_launch(
-        batch, batch_labels, images, labels, indices, flips, ones, ones, crops, 4, step
-    )
-    memory = "channels_last" if channels_last else "contiguous"
-    return case_of(f"augment_batch {_NAMES[dtype]} {memory}", launch)
-
-
-AOT_CASES = [_aot_case(dtype, channels_last) for dtype in _NAMES for channels_last in (True, False)]
+    if out_dtype not in DTYPES:
+        raise ValueError(f"out_dtype is {out_dtype}: take one of {', '.join(map(str, DTYPES))}")
