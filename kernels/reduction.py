@@ -28,7 +28,7 @@ from torch import Tensor
 
 def reduced_sides(full: int) -> list[int]:
     """Return the sides in pixels to which images of side `full` can be reduced, smallest first."""
-    return [side for side in range(1, full) if _kept(full, side)]
+    return [side for side in range(1, full) if kept_of_band(full, side)]
 
 
 def check_reduced(size: tuple[int, int], side: int) -> None:
@@ -36,13 +36,13 @@ def check_reduced(size: tuple[int, int], side: int) -> None:
     height, width = size
     if height != width:
         raise ValueError(f"images are {height}x{width} pixels, and only square ones are reduced")
-    if side != height and not _kept(height, side):
+    if side != height and not kept_of_band(height, side):
         sides = ", ".join(map(str, reduced_sides(height)))
         raise ValueError(f"{side} pixels of {height}: images of this size are reduced to {sides}")
 
 
-def _kept(full: int, side: int) -> int:
-    """Return n where `side` is n / (n + 1) of `full`, else 0."""
+def kept_of_band(full: int, side: int) -> int:
+    """Return n where `side` is n / (n + 1) of `full`, else 0: at the full side too."""
     bands = full - side
     return side // bands if 0 < side < full and side % bands == 0 else 0
 
@@ -57,7 +57,7 @@ def reduce_images(images: Tensor, side: int) -> Tensor:
     check_reduced(size, side)
     if side == size[0]:
         return images
-    kept = _kept(size[0], side)
+    kept = kept_of_band(size[0], side)
     dtype = torch.promote_types(images.dtype, torch.float32)
     return _reduce(_reduce(images.to(dtype), -1, kept), -2, kept).to(images.dtype)
 
@@ -65,8 +65,9 @@ def reduce_images(images: Tensor, side: int) -> Tensor:
 def _reduce(images: Tensor, dim: int, kept: int) -> Tensor:
     """Keep `kept` of every `kept + 1` pixels along `dim`, which is counted from the end."""
     bands = images.unflatten(dim, (-1, kept + 1))  # the pixels of a band along dim
-    second = torch.arange(1, kept + 1, dtype=images.dtype, device=images.device) / (kept + 1)
-    second = second.view(-1, *[1] * (-1 - dim))
+    second = torch.arange(1, kept + 1, dtype=images.dtype, device=images.device)
+    # By a tensor: on a GPU a number would be multiplied with its reciprocal, for other last bits.
+    second = (second / torch.full_like(second, kept + 1)).view(-1, *[1] * (-1 - dim))
     first = second.flip(0)  # n - r for r + 1
     reduced = bands.narrow(dim, 0, kept) * first + bands.narrow(dim, 1, kept) * second
     return reduced.flatten(dim - 1, dim)

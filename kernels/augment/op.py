@@ -1,14 +1,16 @@
-"""augment_batch: gather, crop, mirror, normalise and cast a batch of uint8 images as one op.
+"""augment_batch: a batch of uint8 images gathered, cropped, mirrored, normalised, reduced and cast.
 
-    out[b, c, y, x] = (padded[index_b, top_b + y, left_b + x', c] * (1 / 255) - mean_c) / std_c
+    full[b, c, y, x] = (padded[index_b, top_b + y, left_b + x', c] * (1 / 255) - mean_c) / std_c
     x' = W - 1 - x where flip_b, else x
+    out = reduce_images(full, side)
 
 Every operation is rounded to fp32 by itself, as in torchvision's `ToDtype(torch.float32,
 scale=True)` and `Normalize`, so that kernel, reference and torchvision agree to the last bit. As in
 torchvision's `RandomCrop(padding=...)` and `RandomHorizontalFlip`, padding is black (byte 0) before
 normalisation and the crop comes before the mirror.
 
-Shapes: N images in the set, B in a batch, S planned steps, H x W pixels, 3 channels.
+Shapes: N images in the set, B in a batch, S planned steps, H x W pixels that come in, h x w that go
+out (H x W without `side`), 3 channels.
 """
 
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..dispatch import Impl, resolve_impl
+from ..reduction import check_reduced, reduce_images
 from .kernels import DTYPES, augment_launch, empty_batch
 
 
@@ -34,6 +37,7 @@ def augment_batch_ref(
     step: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
+    side: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `augment_batch` in plain PyTorch: the truth in tests and the CPU path.
 
@@ -55,7 +59,11 @@ def augment_batch_ref(
     # To copy whole images out of both versions is faster on the CPU than torch.where on every byte.
     both = torch.cat([batch, batch.flip(2)])
     batch = both.index_select(0, torch.arange(len(batch), device=batch.device) + len(batch) * flips)
-    return _normalise(batch, mean, std, out_dtype, channels_last), labels.index_select(0, indices)
+    dtype = torch.promote_types(out_dtype, torch.float32)
+    batch = _normalise(batch, mean, std, dtype, channels_last)
+    if side is not None:
+        batch = reduce_images(batch, side)
+    return batch.to(out_dtype), labels.index_select(0, indices)
 
 
 def _check_range(name: str, values: Tensor, limit: int) -> None:
@@ -82,10 +90,9 @@ def _normalise(
     batch: Tensor,
     mean: Sequence[float],
     std: Sequence[float],
-    out_dtype: torch.dtype,
+    dtype: torch.dtype,
     channels_last: bool,
 ) -> Tensor:
-    dtype = torch.promote_types(out_dtype, torch.float32)
     # Built by fills: copying host values would wait for the device, and a graph cannot capture it.
     center, scale = (
         torch.stack([torch.full((), v, dtype=dtype, device=batch.device) for v in values])
@@ -96,10 +103,9 @@ def _normalise(
         # Whole rows of W * 3 values, because broadcasting over an inner axis of 3 is slow.
         rows = batch.view(batch_size, height, width * channels).to(dtype)
         rows.mul_(1 / 255).sub_(center.repeat(width)).div_(scale.repeat(width))
-        return rows.to(out_dtype).view(batch.shape).permute(0, 3, 1, 2)
+        return rows.view(batch.shape).permute(0, 3, 1, 2)
     planes = batch.permute(0, 3, 1, 2).contiguous().to(dtype)
-    planes.mul_(1 / 255).sub_(center[:, None, None]).div_(scale[:, None, None])
-    return planes.to(out_dtype)
+    return planes.mul_(1 / 255).sub_(center[:, None, None]).div_(scale[:, None, None])
 
 
 @torch.library.custom_op("lion_fast::augment_batch", mutates_args=())
@@ -115,8 +121,9 @@ def _augment_batch_op(
     step: Tensor | None,
     out_dtype: torch.dtype,
     channels_last: bool,
+    side: int | None,
 ) -> tuple[Tensor, Tensor]:
-    batch, batch_labels = empty_batch(images, labels, indices, out_dtype, channels_last)
+    batch, batch_labels = empty_batch(images, labels, indices, out_dtype, channels_last, side)
     augment_launch(
         batch, batch_labels, images, labels, indices, flips, mean, std, crops, padding, step
     ).run(device_of=images)
@@ -124,8 +131,10 @@ def _augment_batch_op(
 
 
 @_augment_batch_op.register_fake
-def _(images, labels, indices, flips, mean, std, crops, padding, step, out_dtype, channels_last):
-    return empty_batch(images, labels, indices, out_dtype, channels_last)
+def _(
+    images, labels, indices, flips, mean, std, crops, padding, step, out_dtype, channels_last, side
+):
+    return empty_batch(images, labels, indices, out_dtype, channels_last, side)
 
 
 def augment_batch(
@@ -141,25 +150,30 @@ def augment_batch(
     step: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
+    side: int | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Return a normalised batch (B, 3, H, W) in `out_dtype` and its labels (B,) int64.
+    """Return a normalised batch (B, 3, h, w) in `out_dtype` and its labels (B,) int64.
 
     images: (N, H, W, 3) uint8. labels: (N,) int64. indices: (B,) int32 or int64, rows of the set.
     flips: (B,) bool, mirror left to right. mean, std: three floats in units of full scale. crops:
     (B, 2) integer top and left corners in the image padded by `padding` black pixels on each side,
     0 <= corner <= 2 * padding. With `step`, a 0-D int64 tensor, indices, flips and crops are a plan
     of shapes (S, B), (S, B) and (S, B, 2) whose row `step` is used: a captured graph walks the plan
-    when it also advances the counter. All tensors are contiguous and on one device.
+    when it also advances the counter. side: pixels of (h, w) to which square images are reduced,
+    one of `reduced_sides(H)` or H, in fp32 before the cast; see `reduce_images`. All tensors are
+    contiguous and on one device.
 
     One launch, deterministic, no host sync; not differentiable. The kernel never reads out of
     bounds: an index outside the set, or any index of a step outside the plan, yields a black image
     with label -1, and what a crop shows beyond the padding is black. The reference raises
     ValueError instead (see `augment_batch_ref`).
 
-    Raises ValueError on a wrong shape, dtype, device or layout.
+    Raises ValueError on a wrong shape, dtype, device, layout or side.
     """
     _check(images, labels, indices, flips, mean, std, crops, padding, step, out_dtype)
+    if side is not None:
+        check_reduced((images.shape[1], images.shape[2]), side)
     if resolve_impl(impl, images.device) == "triton":
         return _augment_batch_op(
             images,
@@ -173,6 +187,7 @@ def augment_batch(
             step,
             out_dtype,
             channels_last,
+            side,
         )
     return augment_batch_ref(
         images,
@@ -186,6 +201,7 @@ def augment_batch(
         step=step,
         out_dtype=out_dtype,
         channels_last=channels_last,
+        side=side,
     )
 
 
