@@ -9,12 +9,17 @@ import pytest
 import torch
 from run_results import results, table
 from small_runs import small_config
+from study_runs import fill
 
 from lion_fast.cli import main
 from lion_fast.config import TrainConfig
 from lion_fast.data.sides import check_sides
 from lion_fast.errors import UserError
+from lion_fast.report.page import report_studies
+from lion_fast.report.results import read_study
 from lion_fast.resolutions import FULL_SIZE, Resolutions
+from lion_fast.study.runner import run_study
+from lion_fast.study.studies import find_study
 from lion_fast.training import Interrupted, StepCache, train
 from lion_fast.training.agenda import Agenda
 from lion_fast.training.folder.checkpoint import load_checkpoint
@@ -148,6 +153,7 @@ def test_the_window_begins_anew_at_another_size_and_counts_at_full_size_alone():
         recent.append(history.recent_accuracy())
     assert recent == [1.0, 1.0, 1.0, 0.0, 0.5, 0.5, 0.75, 0.875]
     assert history.windowed == [None] * 6 + [0.75, 0.875]
+    assert history.windowed_before == [None, 1.0, 1.0, None, 0.5] + [None] * 3
     assert history.target_record.step == 7
 
 
@@ -265,3 +271,65 @@ def test_a_compiled_step_of_every_size_is_made_in_the_set_up(config, monkeypatch
     assert made[0] == 3 and counters["stats"]["unique_graphs"] == 0
     for ours, theirs in zip(table(eager.run), table(compiled.run), strict=True):
         assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-3)
+
+
+def test_the_curve_marks_where_the_size_changes(config, monkeypatch):
+    from lion_fast.training.folder import plots
+
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    train(config)
+    texts = {text.get_text(): text.xy[0] for text in drawn[0].axes[1].texts}
+    assert (texts["12 px"], texts["full size"]) == (7, 11)
+
+
+def test_a_report_has_cost_beside_steps_and_seconds_and_tests_it(tmp_path):
+    study = replace(
+        find_study("quickstart"),
+        name="sizes",
+        base=TrainConfig(max_steps=400, window=20, target_accuracy=0.95),
+        variants=({"resolutions": ""}, {"resolutions": "8:40,12:20"}),
+        baseline={"resolutions": ""},
+        seeds=(1, 2, 3),
+    )
+
+    def result(config):
+        steps = 100 + config.seed
+        cost = Resolutions.parse(config.resolutions).cost(steps, 16)
+        return {"steps_to_target": steps} | ({"cost_to_target": cost} if config.resolutions else {})
+
+    fill(study, tmp_path, result)
+    report_studies([read_study(study, tmp_path)], tmp_path / "report")
+    text = (tmp_path / "report" / "studies.md").read_text()
+    cost = 40 / 4 + 20 * 9 / 16
+    assert "#### Computation to the target" in text and "less computation" in text
+    assert f"{cost + 42:,.1f} ± 1.0" in text and "102.0 ± 1.0" in text
+    assert f"at the cost of {cost + 42:,.1f}" in text
+    values = json.loads((tmp_path / "report" / "studies.json").read_text())
+    plain, sized = values["studies"]["sizes"]["cost_to_target"]
+    assert plain["by_seed"]["1"] == 101 and sized["by_seed"]["1"] == cost + 41
+    assert (tmp_path / "report" / "sizes_curves.png").exists()
+
+
+def test_a_report_of_one_size_has_no_table_of_cost(tmp_path):
+    study = find_study("quickstart")
+    fill(study, tmp_path, lambda config: {"steps_to_target": 80 + config.seed % 5})
+    report_studies([read_study(study, tmp_path)], tmp_path / "report")
+    assert "Computation to the target" not in (tmp_path / "report" / "studies.md").read_text()
+
+
+def test_a_study_with_an_axis_of_courses_runs_and_says_what_they_cost(tmp_path):
+    path = tmp_path / "sizes.toml"
+    path.write_text(
+        'title = "Smaller images first"\nseeds = [1]\n'
+        '[base]\ndataset = "digits"\ngrowth_rate = 2\nblock_layers = 1\nbatch_size = 32\n'
+        'max_steps = 14\nwindow = 2\ntarget_accuracy = 0.01\ndevice = "cpu"\n'
+        '[axes]\nresolutions = ["", "8:4, 12:2"]\n[baseline]\nresolutions = ""\n'
+    )
+    study = find_study(str(path))
+    run_study(study, tmp_path / "out")
+    plain, sized = read_study(study, tmp_path / "out").runs
+    assert (plain.config.resolutions, sized.config.resolutions) == ("", "8:4,12:2")
+    steps = sized.summary["steps_to_target"]
+    assert steps >= 8 and sized.summary["cost_to_target"] == 4 / 4 + 2 * 9 / 16 + steps - 6
+    assert plain.summary["cost_to_target"] == plain.summary["steps_to_target"] < steps
