@@ -19,12 +19,14 @@ if __name__ == "lion_fast.kernels":
     )
     from .muon import muon_update_, muon_update_ref_
     from .persistent import persistent_backbone, persistent_obstacle_on
+    from .reduction import check_reduced, reduce_images, reduced_sides
 
 __all__ = [
     "HeadLosses",
     "Impl",
     "augment_batch",
     "augment_batch_ref",
+    "check_reduced",
     "deep_supervision_loss",
     "deep_supervision_loss_ref",
     "dense_backbone",
@@ -37,5 +39,7 @@ __all__ = [
     "persistent_obstacle_on",
     "pooled_supervision_loss",
     "pooled_supervision_loss_ref",
+    "reduce_images",
+    "reduced_sides",
     "resolve_impl",
 ]

@@ -26,7 +26,7 @@ from triton import knobs
 from triton.errors import TritonError
 
 from .aot_case import AotCase, compile_case
-from .augment import AOT_CASES as _AUGMENT_CASES
+from .augment.aot import AOT_CASES as _AUGMENT_CASES
 from .dense.aot import AOT_CASES as _DENSE_CASES
 from .heads.aot import AOT_CASES as _HEADS_CASES
 from .muon.launch import AOT_CASES as _MUON_CASES
