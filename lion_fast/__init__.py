@@ -26,6 +26,7 @@ _HOME = {
         "lion_lsuv_",
         "lsuv_",
         "rezero_",
+        "whiten_stem_",
         "xavier_",
     ),
     "lion_fast.kernels": ("HeadLosses", "deep_supervision_loss", "deep_supervision_loss_ref"),

@@ -27,6 +27,7 @@ from lion_fast.init import (
     lion_lsuv_ as lion_lsuv_,
     lsuv_ as lsuv_,
     rezero_ as rezero_,
+    whiten_stem_ as whiten_stem_,
     xavier_ as xavier_,
 )
 from lion_fast.kernels import (

@@ -94,6 +94,9 @@ class TrainConfig:
     """Channels of the first stage of resnet_ds; each later stage doubles them."""
     init: Init = numbers("lion_dg")
     """Weight initialisation; lion_dg zeroes the auxiliary heads and He-initialises the rest."""
+    whiten: int = numbers(0)
+    """Filters of the stem that start as the whitening of the training images' patches, whatever
+    init sets; 0 is none."""
 
     aux_weight: float = numbers(0.3)
     """Weight alpha of every auxiliary head's loss; the main head's is 1."""
@@ -306,6 +309,7 @@ _LEAST: dict[str, float] = {
     "growth_rate": 1,
     "block_layers": 1,
     "base_width": 1,
+    "whiten": 0,
     "aux_weight": 0,
     "aux_warmup_steps": 0,
     "label_smoothing": 0,
