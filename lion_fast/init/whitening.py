@@ -62,12 +62,17 @@ def whiten_stem_(
 
 
 def find_stem(model: nn.Module, images: Tensor, filters: int) -> nn.Conv2d:
-    """Return the model's stem if it can be whitened; see `whiten_stem_`, also for errors."""
+    """Return the model's stem if these images can whiten it; see `whiten_stem_`, also for errors.
+
+    That the patches vary enough only `whitening_filters` finds out.
+    """
     if images.ndim != 4 or not images.is_floating_point() or len(images) < 2:
         raise UserError(
             f"images are {tuple(images.shape)} {images.dtype}: to whiten the stem, give at least 2"
             " normalised ones, (number, channels, height, width)"
         )
+    if not images.isfinite().all():
+        raise UserError("images to whiten the stem on hold NaN or infinity: give finite ones")
     network = unwrapped(model)
     device = next(network.parameters()).device
     few = images[:2].to(device)
@@ -136,11 +141,9 @@ def whitening_filters(
 ) -> Tensor:
     """Return the leading whitening filters (F, C, k, k), fp64, of images (N, C, H, W).
 
-    See `whiten_stem_`, also for errors.
+    See `whiten_stem_`, also for errors; `find_stem` has checked the rest.
     """
     patches = _patches(images, kernel, generator)
-    if not patches.isfinite().all():
-        raise UserError("images to whiten the stem on hold NaN or infinity: give finite ones")
     covariance = patches.flatten(1).T.cov(correction=0)
     eigenvalues, vectors = torch.linalg.eigh(covariance)
     eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
