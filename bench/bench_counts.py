@@ -208,7 +208,7 @@ def eager_bytes(take_step: Callable[[], None], training: Any, engine: str) -> di
 
     if engine == "eager":
         step = training.step
-        step._forward = within(step._forward, "forward", "backward")
+        step._way.forward = within(step._way.forward, "forward", "backward")
         step.optimizer.step = within(step.optimizer.step, "optimizer", "other")
     else:
         traffic.part = "step"

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from lion_fast.errors import UserError
 from lion_fast.places import place
+from lion_fast.resolutions import Resolutions
 
 Arch = Literal["densenet_ds", "resnet_ds"]
 Placement = Literal["side_tap", "residual"]
@@ -139,6 +140,10 @@ class TrainConfig:
     """Steps to train at most."""
     crop_padding: int = numbers(0)
     """Pixels of zero padding for random crops; 0 turns crops off, as in the paper."""
+    resolutions: str = numbers("")
+    """Smaller images to begin with, as pixels:steps, such as 16:250,24:100: 250 steps at 16x16
+    pixels, 100 at 24x24, then the images' own size, at which alone the target counts. Of 32 pixels
+    16, 24, 28, 30 and 31 can be had. Default: none."""
 
     target_accuracy: float = numbers(0.70)
     """Training accuracy, as a fraction, whose first crossing is timed."""
@@ -196,6 +201,9 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             value = _typed(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
+        resolutions = Resolutions.parse(self.resolutions)
+        resolutions.check_length(self.max_steps)
+        object.__setattr__(self, "resolutions", str(resolutions))
         place(self.dataset)  # kept as it was typed, which tells the runs of a study apart
         for name, least in _LEAST.items():
             value = getattr(self, name)

@@ -15,17 +15,29 @@ LAYERS = {
     "errors": set(),
     "output": set(),
     "places": {"errors"},
-    "config": {"errors", "places"},
+    "resolutions": {"errors"},
+    "config": {"errors", "places", "resolutions"},
     "figures": {"errors"},
-    "data": {"errors", "output", "places", "config"},
+    "data": {"errors", "output", "places", "resolutions", "config"},
     "models": {"errors", "output", "places", "config"},
     "init": {"errors", "output", "places", "config", "models"},
-    "training": {"errors", "output", "places", "config", "figures", "data", "models", "init"},
+    "training": {
+        "errors",
+        "output",
+        "places",
+        "resolutions",
+        "config",
+        "figures",
+        "data",
+        "models",
+        "init",
+    },
     "study": {"errors", "output", "places", "config", "data", "models", "init", "training"},
     "report": {
         "errors",
         "output",
         "places",
+        "resolutions",
         "config",
         "figures",
         "data",
@@ -52,7 +64,7 @@ LAYERS = {
 }
 # The rooms of training/, from the front down: each uses itself and those after it.
 ROOMS = ("screen", "folder", "measure", "step", "ranks", "machine")
-FRONT = {"__init__", "loop", "outcome", "run", "saved", "stages", "together"}
+FRONT = {"__init__", "agenda", "loop", "outcome", "run", "saved", "stages", "together"}
 SOURCES = sorted((ROOT / "lion_fast").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 

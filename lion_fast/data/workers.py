@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 from lion_fast.data.batches import Batch, BatchSpec, Loader
 from lion_fast.data.plan import BatchPlan
 from lion_fast.errors import UserError
+from lion_fast.kernels import reduce_images
 
 Planned = tuple[int, bool, list[int]]
 """Row of the set, mirror or not, [top, left] of the crop: what a worker needs for one image."""
@@ -127,8 +128,8 @@ class WorkersLoader(Loader):
         self._sampler.start = step
         self._batches = iter(self._loader)
 
-    def next(self) -> Batch:
-        """Return the current step's batch and advance by one step."""
+    def next(self, side: int | None = None) -> Batch:
+        """Return the current step's batch and advance by one step; see `Loader.next`."""
         started = time.perf_counter()
         try:
             batch = next(self._batches, None)
@@ -143,6 +144,8 @@ class WorkersLoader(Loader):
             raise ValueError(f"no step is left of {self.spec.num_steps}: seek back first")
         # Copy first, convert there: in one call the host would convert, out of pinned memory.
         images, labels = (tensor.to(self.spec.device, non_blocking=True) for tensor in batch)
+        if side is not None:
+            images = reduce_images(images, side)
         return Batch(images.to(self.spec.dtype, memory_format=self.spec.memory_format), labels)
 
     def _check_shared_memory(self, images: Tensor, num_workers: int) -> None:

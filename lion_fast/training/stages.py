@@ -16,7 +16,9 @@ from lion_fast.data.dataset import DataSet
 from lion_fast.data.make import make_loader
 from lion_fast.data.open import open_data
 from lion_fast.data.plan import BatchPlan
+from lion_fast.data.sides import check_sides
 from lion_fast.models import DeeplySupervised, build_model
+from lion_fast.resolutions import Resolutions
 from lion_fast.training.folder.record import RunRecord
 from lion_fast.training.folder.resume import (
     Earlier,
@@ -165,6 +167,8 @@ class Stages:
         config, resolved, earlier = settled.config, settled.resolved, settled.earlier
         if earlier is not None:
             check_data(images, config.dataset, earlier)
+        resolutions = Resolutions.parse(config.resolutions)
+        check_sides(resolutions, images.image_size)
         plan = self.plan(
             BatchPlan(images.num_train, config.batch_size, config.seed, config.crop_padding)
         )
@@ -179,6 +183,7 @@ class Stages:
             model,
             images.image_size,
             config.batch_size // self.parts,
+            sides=[stage.side for stage in resolutions.stages],
             shares_norms=self.shares_norms(config.batch_norm, config.virtual_shards),
         )
         settled = replace(settled, resolved=resolved)
@@ -232,6 +237,7 @@ class Stages:
                     num_steps=config.max_steps,
                     device=resolved.device,
                     dtype=resolved.compute_dtype,
+                    reduces=bool(config.resolutions),
                 ),
                 impl=resolved.impl,
                 steps_per_run=config.steps_per_run,

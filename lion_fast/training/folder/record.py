@@ -9,6 +9,7 @@ from torch import Tensor
 from lion_fast.config import TrainConfig
 from lion_fast.errors import SaidElsewhere, UserError
 from lion_fast.figures import drawn
+from lion_fast.resolutions import Resolutions
 from lion_fast.training.folder.checkpoint import save_checkpoint
 from lion_fast.training.folder.plots import plot_curves
 from lion_fast.training.folder.run_folder import CsvLog, RunFolder
@@ -37,6 +38,7 @@ class RunRecord:
             batch_size=config.batch_size,
             window=config.window,
             target=config.target_accuracy,
+            resolutions=Resolutions.parse(config.resolutions),
         )
         self._config, self._facts = config.to_dict(), facts
         self._is_probed = config.gradient_ratio_every > 0

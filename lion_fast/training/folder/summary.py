@@ -62,6 +62,11 @@ class Summary:
     resumed: tuple[str, ...] = ()
     """From which step on what was executed otherwise, where a resumed run was told so: the last
     digits of its numbers may be others than an uninterrupted run's."""
+    cost: float | None = None
+    """Steps at full size that compute as much: one at another size counts as the square of its side
+    over the full one."""
+    cost_to_target: float | None = None
+    """The same of the first `steps_to_target` steps."""
     reused: bool = False
     """Whether compiled code, graphs and data are those of an earlier run in the same process."""
 

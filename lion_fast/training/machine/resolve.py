@@ -1,7 +1,8 @@
 """What `auto` means on this machine, and why: one function for training and `doctor`."""
 
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -26,6 +27,8 @@ class Resolved:
     impl: Literal["triton", "torch"]
     backbone: Literal["fused", "persistent", "modules"]
     reasons: dict[str, str]
+    modules_at: dict[int, str] = field(default_factory=dict)
+    """Why smaller images, by their side in pixels, train by the modules whatever `backbone` is."""
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -172,13 +175,15 @@ def fit_backbone(
     image_size: tuple[int, int],
     batch_size: int,
     *,
+    sides: Sequence[int] = (),
     shares_norms: bool = False,
 ) -> Resolved:
     """Return `resolved` with the backbone that can train this model on these images.
 
     Where `auto` had taken the fused one and it cannot, the modules do; where it was asked for, this
-    raises UserError. asked: the config's. image_size: (height, width). shares_norms: whether batch
-    norms are to see the images of other processes too, which the kernels do not.
+    raises UserError. At smaller sizes that it cannot, the modules do. asked: the config's.
+    image_size: (height, width). sides: of smaller images that training begins with. shares_norms:
+    whether batch norms are to see the images of other processes too, which the kernels do not.
     """
     if resolved.backbone == "modules":
         return resolved
@@ -186,7 +191,9 @@ def fit_backbone(
     if asked == "auto" and shares_norms:
         obstacle = obstacle or "batch norms are shared among processes"
     if obstacle is None:
-        return resolved
+        found = {side: _model_obstacle(resolved, model, (side, side), batch_size) for side in sides}
+        modules_at = {side: why for side, why in found.items() if why}
+        return replace(resolved, modules_at=modules_at) if modules_at else resolved
     if asked != "auto":
         raise _refusal(asked, obstacle)
     reasons = resolved.reasons | {"backbone": f"the fused backbone cannot run: {obstacle}"}
@@ -236,6 +243,8 @@ def _kernel_obstacle(
 
 def remarks(asked: BackboneName, resolved: Resolved) -> list[str]:
     """Return what a run says first of a choice that its images have a part in, with the reason."""
-    if asked != "auto" or resolved.device.type == "cpu":
-        return []
-    return [f"backbone {resolved.backbone}: {resolved.reasons['backbone']}"]
+    chosen = asked == "auto" and resolved.device.type != "cpu"
+    return [
+        *([f"backbone {resolved.backbone}: {resolved.reasons['backbone']}"] if chosen else []),
+        *(f"backbone modules at {side} pixels: {why}" for side, why in resolved.modules_at.items()),
+    ]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lion_fast.resolutions import Resolutions
 from lion_fast.training.folder.summary import Summary
 
 if TYPE_CHECKING:
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
 
 def beginning(config: "TrainConfig", resolved: "Resolved") -> list[str]:
     """Return what is trained, and what was picked for this machine."""
+    sizes = f"  resolutions {config.resolutions}" if config.resolutions else ""
     return [
-        f"{config.dataset}  {config.arch}  {config.init}  seed {config.seed}",
+        f"{config.dataset}  {config.arch}  {config.init}  seed {config.seed}{sizes}",
         "  ".join(f"{name} {value}" for name, value in resolved.to_dict().items()),
     ]
 
@@ -97,8 +99,10 @@ def ending(summary: Summary) -> list[str]:
     target = (
         f"{100 * summary.target_accuracy:g} % training accuracy (mean of {summary.window} steps)"
     )
-    if summary.window > summary.steps and summary.steps_to_target is None:
-        outcome = f"{target}: not measured, the run has {summary.steps} steps only"
+    counted = summary.steps - Resolutions.parse(summary.config["resolutions"]).num_reduced
+    if summary.window > counted and summary.steps_to_target is None:
+        where = " at full size" if summary.config["resolutions"] else ""
+        outcome = f"{target}: not measured, the run has {max(0, counted)} steps{where} only"
     elif summary.steps_to_target is None or summary.seconds_to_target is None:
         outcome = f"{target}: not reached in {summary.steps} steps"
     else:
@@ -106,6 +110,8 @@ def ending(summary: Summary) -> list[str]:
             f"{target}: reached at step {summary.steps_to_target},"
             f" after {summary.seconds_to_target:.2f} s of training"
         )
+        if summary.cost_to_target != summary.steps_to_target:
+            outcome += f", at the cost of {summary.cost_to_target:.1f} steps at full size"
     heads = "  ".join(f"{100 * accuracy:.2f}" for accuracy in summary.val_accuracy_per_head)
     reused = " (reused)" if summary.reused else ""
     return [

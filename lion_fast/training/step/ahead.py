@@ -1,7 +1,7 @@
 """Kernels compiled ahead of the first step, on all cores, where a step launches many of them."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -21,12 +21,14 @@ def prepare_kernels(
     step: TrainStep,
     loader: Loader,
     resolved: Resolved,
+    sides: Sequence[int | None],
     stage: Callable[[str], AbstractContextManager[None]],
 ) -> list[str]:
     """Compile what a step of the fused backbone launches, but for what an earlier run has compiled.
 
-    stage: shows a text while it lasts, as `Console.stage`. Leaves training as it was, and the
-    loader at another step. Returns what a run should say: nothing where all went well.
+    sides: of the images to come, as in `Loader.next`. stage: shows a text while it lasts, as
+    `Console.stage`. Leaves training as it was, and the loader at another step. Returns what a run
+    should say: nothing where all went well.
     """
     if resolved.device.type != "cuda" or resolved.backbone != "fused" or resolved.impl != "triton":
         return []
@@ -37,7 +39,9 @@ def prepare_kernels(
     loader.seek(0)
     # Launches are the same in eager code, which need not be compiled for it.
     with recorded() as launches, torch.compiler.set_stance("force_eager"):
-        rehearse(step, loader, row, num_steps=1)
+        for side in sides:
+            if side not in resolved.modules_at:
+                rehearse(step, loader, row, num_steps=1, side=side)
     major, minor = torch.cuda.get_device_capability(resolved.device)
     cases = missing_cases(launches, 10 * major + minor)
     if len(cases) < _LEAST_CASES:

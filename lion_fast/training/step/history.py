@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lion_fast.errors import UserError
 from lion_fast.kernels import HeadLosses
+from lion_fast.resolutions import FULL_SIZE, Resolutions
 
 
 def row_width(num_heads: int) -> int:
@@ -43,19 +44,29 @@ class StepRecord:
 class History:
     """Every step so far, and the first whose windowed main-head accuracy reaches the target.
 
-    The window holds the last `window` steps and counts only when full. Hits are integers, so the
-    crossing does not depend on summation order.
+    The window holds the last `window` steps on images of one size, so that it begins anew at
+    another, and counts only when full, at full size. Hits are integers, so the crossing does not
+    depend on summation order.
     """
 
-    def __init__(self, *, num_heads: int, batch_size: int, window: int, target: float) -> None:
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        batch_size: int,
+        window: int,
+        target: float,
+        resolutions: Resolutions = FULL_SIZE,
+    ) -> None:
         self.num_heads = num_heads
         self.batch_size = batch_size
         self.window = window
         self.target = target
+        self.resolutions = resolutions
         self.records: list[StepRecord] = []
         self.windowed: list[float | None] = []
         self.target_record: StepRecord | None = None
-        self._hits_in_window = 0
+        self._hits_in_window = self._steps_in_window = 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -92,12 +103,17 @@ class History:
         return added
 
     def _append(self, record: StepRecord) -> None:
+        if len(self.records) in self.resolutions.changes:
+            self._hits_in_window = self._steps_in_window = 0
         self.records.append(record)
         self._hits_in_window += record.correct[-1]
-        if len(self.records) > self.window:
+        self._steps_in_window += 1
+        if self._steps_in_window > self.window:
             self._hits_in_window -= self.records[-1 - self.window].correct[-1]
-        full = len(self.records) >= self.window
-        accuracy = self._hits_in_window / (self.window * self.batch_size) if full else None
+            self._steps_in_window = self.window
+        is_full_size = len(self.records) > self.resolutions.num_reduced
+        is_counted = is_full_size and self._steps_in_window == self.window
+        accuracy = self.recent_accuracy() if is_counted else None
         self.windowed.append(accuracy)
         if self.target_record is None and accuracy is not None and accuracy >= self.target:
             self.target_record = record
@@ -112,8 +128,8 @@ class History:
         return median(1000 * self.batch_size / rate for rate in rates) if rates else None
 
     def recent_accuracy(self) -> float:
-        """Main-head training accuracy over the last `window` steps, or all where fewer."""
-        num_steps = min(len(self.records), self.window)
+        """Main-head training accuracy over the last `window` steps of one size, or all so far."""
+        num_steps = self._steps_in_window
         return self._hits_in_window / (num_steps * self.batch_size) if num_steps else 0.0
 
     def state(self) -> Tensor:
