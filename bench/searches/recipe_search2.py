@@ -1,97 +1,92 @@
-"""Search the recipe of preset fast again: fewest full-size steps' worth of work to 70 %.
+"""Search the recipe of preset fast again: the least computation to 70 % of CIFAR-10.
 
-What is counted is cost: a step at s of 32 pixels is (s / 32)^2 of a step at 32, times its share of
-128 images. Steps at 16 and 24 pixels come first (`reduce_images`), then full size, and only steps
-at full size count for the window of 100 steps whose training accuracy is to reach 70 %. The stem is
-whitened (`whiten_stem_`).
+What is counted is cost (`Summary.cost_to_target`): steps at 32 pixels that compute as much, in
+steps of 128 images. Steps at 16 and 24 pixels come first (`resolutions`), and the stem starts as
+the whitening of the data's patches (`whiten`). Sequential halving on seeds 7 to 12, which no study
+uses; rule and budget were set before the first run:
 
-Sequential halving on seeds 7 to 12, which no study uses; rule and budget were set before the first
-run:
-
-- round 1: every point of `POINTS` with seed 7, in this order, the likeliest first;
+- round 1: every point of `POINTS` with seed 7;
 - round 2: the 4 of least cost with seeds 8 and 9 as well;
 - round 3: of these the 2 of least mean cost with seeds 10, 11 and 12 as well;
-- the preset takes the least mean cost over all six seeds. Where the search is cut short it takes,
-  of the points with most seeds, the one of least mean cost.
+- preset `fast` takes the one of least mean cost over the six seeds. Where the search is cut short
+  it takes, of the points that have run with most seeds, the one of least mean cost.
 
-A run that has cost MAX_COST without the target ends there and counts as that: it is no winner. No
-point asks again about what the first search settled (batch 64, AdamW's decay, LSUV), nor about a
-momentum that warms up, which no option sets.
+A run that has cost MAX_COST without the target ends there, and is no winner. No point asks again
+what the first search settled (batches of 64, AdamW's decay, LSUV), nor about a momentum that warms
+up, which no option sets.
 
-    nice -n 10 python bench/searches/recipe_search2.py --data-dir DIR [--num 4]
+    OMP_NUM_THREADS=1 nice -n 10 python bench/searches/recipe_search2.py --data-dir DIR
 
-Rows are added to the CSV as runs end; a point that already stands there is not run again. A run
-that is killed goes on from its last save, at most SAVE_EVERY steps back. Milliseconds are no
-benchmark where the machine did other things. This is a loop of its own around the package's
-network, initialisation, batches, optimizer and step, in bf16 on one thread.
+A round is a study: started again, it goes on where it was killed, in the middle of a run. The CSV
+holds every finished run. Its milliseconds are no benchmark where the machine did other things.
 """
 
 import argparse
 import json
-import os
 import sys
-import time
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
-import torch
-
-from lion_fast import PRESETS, TrainConfig, load_image_set
-from lion_fast.data.batches import Batch, BatchSpec
-from lion_fast.data.images import ImageSet
-from lion_fast.data.make import make_loader
-from lion_fast.data.plan import BatchPlan
-from lion_fast.kernels import reduce_images
-from lion_fast.training import setup_key
-from lion_fast.training.machine.environment import environment
-from lion_fast.training.machine.host_memory import keep_freed_memory
-from lion_fast.training.machine.resolve import Resolved, resolve
-from lion_fast.training.measure.validate import validate
-from lion_fast.training.step.build import build
-from lion_fast.training.step.history import History
-from lion_fast.training.step.step import TrainStep, float32_precision
+from lion_fast import TrainConfig
+from lion_fast.report.results import Run, read_study
+from lion_fast.resolutions import Resolutions
+from lion_fast.study.grid import Study
+from lion_fast.study.runner import run_study
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from support.tables import append_row, read_rows
+from support.tables import append_row
 
-SEEDS = (7, 8, 9, 10, 11, 12)
+SEEDS_OF_ROUND = ((7,), (7, 8, 9), (7, 8, 9, 10, 11, 12))
 KEPT = (4, 2)
 """Points that go on to the second and to the third round."""
-SEEDS_OF_ROUND = (SEEDS[:1], SEEDS[:3], SEEDS)
-MAX_COST = 290.0
-SAVE_EVERY = 50
+MAX_COST = 290
 FULL_SIDE = 32
+BATCH_SIZE = 128
 
-START = replace(
-    PRESETS["fast"], whiten=24, device="cpu", precision="bf16", engine="compile", loader="resident"
+START = TrainConfig(
+    dataset="cifar10",
+    init="he",
+    whiten=24,
+    aux_weight=0.1,
+    optimizer="muon",
+    weight_decay=0.0,
+    muon_lr=0.04,
+    schedule="linear",
+    lr_cooldown_steps=600,
+    lr_floor=0.1,
+    resolutions="16:250,24:100",
+    stop_at_target=True,
+    checkpoint_every=50,
+    precision="bf16",
+    engine="compile",
 )
-START_SIDES = "16:250,24:100"
-_OTHER: dict[str, Any] = {"muon_lr": 0.06, "sides": "16:200,24:150"}
+_OTHER: dict[str, Any] = {"muon_lr": 0.06, "resolutions": "16:200,24:150"}
 POINTS: tuple[dict[str, Any], ...] = (
     {},
     _OTHER,
-    {"muon_lr": 0.08, "sides": "16:200,24:150", "lr_cooldown_steps": 500},
-    {"muon_lr": 0.06, "sides": "16:200,24:150", "lr_cooldown_steps": 450, "lr_floor": 0.05},
+    {**_OTHER, "muon_lr": 0.08, "lr_cooldown_steps": 500},
+    {**_OTHER, "lr_cooldown_steps": 450, "lr_floor": 0.05},
     {**_OTHER, "muon_momentum": 0.9},
     {**_OTHER, "aux_weight": 0.0},
     {"muon_lr": 0.06},
-    {"muon_lr": 0.06, "sides": "16:300,24:50"},
+    {"muon_lr": 0.06, "resolutions": "16:300,24:50"},
     {**_OTHER, "lr": 1e-2},
     {**_OTHER, "init": "lion_dg"},
     {**_OTHER, "whiten": 12},
     {**_OTHER, "label_smoothing": 0.1},
-    {"muon_lr": 0.1, "sides": "16:200,24:150", "lr_cooldown_steps": 500},
+    {**_OTHER, "muon_lr": 0.1, "lr_cooldown_steps": 500},
     {
-        "batch_size": 256, "muon_lr": 0.08, "sides": "16:100,24:75",
-        "lr_cooldown_steps": 300, "window": 50,
+        "muon_lr": 0.08, "resolutions": "16:100,24:75", "batch_size": 256, "window": 50,
+        "lr_cooldown_steps": 300,
     },
 )  # fmt: skip
+FIELDS = tuple(dict.fromkeys(name for point in POINTS for name in point))
 COLUMNS = [
-    "point", "seed", "cost", "reached", "steps", "val_accuracy", "windowed_accuracy",
-    "milliseconds_by_side", "precision", "torch", "cpu", "cpu_threads", "commit",
+    "point", "seed", "cost_to_target", "steps_to_target", "steps", "val_accuracy",
+    "step_milliseconds", "precision", "torch", "cpu", "cpu_threads", "commit",
 ]  # fmt: skip
 
 
@@ -100,180 +95,91 @@ def name_of(point: dict[str, Any]) -> str:
     return json.dumps(point, sort_keys=True)
 
 
-def config_of(point: dict[str, Any], seed: int) -> tuple[TrainConfig, str]:
-    """Return the run of a point but for its sides, and these."""
-    fields = {name: value for name, value in point.items() if name != "sides"}
-    return replace(START, seed=seed, **fields), point.get("sides", START_SIDES)
+def config_of(point: dict[str, Any]) -> TrainConfig:
+    """Return the run of a point, as long as its cost may be."""
+    config = replace(START, **point)
+    course, share = Resolutions.parse(config.resolutions), config.batch_size / BATCH_SIZE
+    most = int(MAX_COST / share - course.cost(course.num_reduced, FULL_SIDE))
+    return replace(config, max_steps=course.num_reduced + most)
 
 
-def side_at(sides: str, step: int) -> int:
-    """Return the side in pixels of `step`, counted from 0, under sides such as 16:250,24:100."""
-    for part in sides.split(","):
-        side, steps = map(int, part.split(":"))
-        if step < steps:
-            return side
-        step -= steps
-    return FULL_SIDE
+def study_of(points: Iterable[dict[str, Any]], seeds: tuple[int, ...], base: TrainConfig) -> Study:
+    """Return the runs of these points, seed by seed."""
+    configs = [config_of(point) for point in points]
+    return Study(
+        name="recipe_search2",
+        title="The recipe of preset fast, searched again",
+        base=base,
+        variants=tuple(
+            {name: getattr(config, name) for name in (*FIELDS, "max_steps")} for config in configs
+        ),
+        seeds=seeds,
+    )
 
 
-def cost_of(sides: str, batch_size: int, steps: int) -> float:
-    """Return what the first `steps` cost, in steps of 128 images at full size."""
-    pixels = sum(side_at(sides, step) ** 2 for step in range(steps))
-    return pixels / FULL_SIDE**2 * batch_size / START.batch_size
+def cost_of(run: Run) -> float:
+    """Return the cost to the target in steps of 128 images; infinite where it was not reached."""
+    cost = run.summary["cost_to_target"]
+    return float("inf") if cost is None else cost * run.config.batch_size / BATCH_SIZE
 
 
-@dataclass
-class Bench:
-    """What the runs share: the images, and compiled steps by what is baked into them."""
+def best_of(points: list[dict[str, Any]], runs: Iterable[Run], num: int) -> list[dict[str, Any]]:
+    """Return the `num` points of least mean cost over their runs, best first."""
+    costs: dict[str, list[float]] = {name_of(point): [] for point in points}
+    for run in runs:
+        costs[point_of(run.config)].append(cost_of(run))
+    return sorted(points, key=lambda point: fmean(costs[name_of(point)]))[:num]
 
-    images: ImageSet
-    state: Path
-    steps: dict[Hashable, TrainStep] = field(default_factory=dict)
 
-    def step_of(self, config: TrainConfig, resolved: Resolved, plan: BatchPlan) -> TrainStep:
-        """Return a step that begins as `config` says, compiled for an earlier run if it can be."""
-        fresh = TrainStep(build(config, resolved, self.images, plan), config, resolved)
-        key = setup_key(config, resolved)
-        if (held := self.steps.get(key)) is not None:
-            held.become(fresh)
-            return held
-        fresh.compile()
-        self.steps[key] = fresh
-        return fresh
+def point_of(config: TrainConfig) -> str:
+    """Return the name of the point that a run is of."""
+    return name_of(
+        {
+            name: getattr(config, name)
+            for name in FIELDS
+            if getattr(config, name) != getattr(START, name)
+        }
+    )
 
-    def run(self, point: dict[str, Any], seed: int) -> dict[str, object]:
-        """Train a point to the target; return its row of the table."""
-        config, sides = config_of(point, seed)
-        resolved = resolve(config)
-        plan = BatchPlan(self.images.num_train, config.batch_size, seed)
-        step = self.step_of(config, resolved, plan)
-        history = History(
-            num_heads=len(list(step.model.heads)), batch_size=config.batch_size,
-            window=config.window, target=config.target_accuracy,
-        )  # fmt: skip
-        most = 1
-        while cost_of(sides, config.batch_size, most) < MAX_COST:
-            most += 1
-        # Reduced before the cast, as a run does it.
-        spec = BatchSpec.of(
-            self.images, num_steps=most, device=resolved.device, dtype=torch.float32
-        )
-        loader = make_loader("resident", self.images, plan, spec)
-        saved = self.state / f"{POINTS.index(point)}-{seed}.pt"
-        done, seconds = self._restore(saved, step, history)
-        loader.seek(done)
-        row = torch.zeros(step.row_width)
-        with float32_precision(resolved):
-            while done < most and history.target_record is None:
-                started, side = time.perf_counter(), side_at(sides, done)
-                images, labels = loader.next()
-                images = reduce_images(images, side).to(resolved.compute_dtype)
-                step(Batch(images, labels), row)
-                seconds.setdefault(side, []).append(time.perf_counter() - started)
-                done += 1
-                if side == FULL_SIDE:
-                    history.extend(row[None], sum(map(sum, seconds.values())))
-                if done % SAVE_EVERY == 0:
-                    self._save(saved, step, history, done, seconds)
-                    print(name_of(point), seed, done, side, row[-1].item(), flush=True)
-            accuracy = validate(step.model, self.images, resolved, config.batch_size).accuracy
-        saved.unlink(missing_ok=True)
-        facts = environment(resolved.device)
-        return {
-            "point": name_of(point),
-            "seed": seed,
-            "cost": cost_of(sides, config.batch_size, done),
-            "reached": history.target_record is not None,
-            "steps": done,
-            "val_accuracy": accuracy,
-            "windowed_accuracy": history.recent_accuracy(),
-            "milliseconds_by_side": " ".join(
-                f"{side}:{1000 * median(times):.0f}" for side, times in seconds.items()
-            ),
-            "precision": resolved.precision,
+
+def write_table(path: Path, runs: Iterable[Run]) -> None:
+    """Write a row for every finished run."""
+    path.unlink(missing_ok=True)
+    for run in runs:
+        facts = run.summary["environment"]
+        row = {
+            "point": point_of(run.config),
+            "seed": run.config.seed,
+            "cost_to_target": "" if (cost := cost_of(run)) == float("inf") else cost,
+            **{name: run.summary[name] for name in ("steps_to_target", "steps", "val_accuracy")},
+            "step_milliseconds": round(run.summary["step_milliseconds_median"], 1),
+            "precision": run.summary["resolved"]["precision"],
             **{name: facts[name] for name in ("torch", "cpu", "cpu_threads", "commit")},
         }
-
-    @staticmethod
-    def _save(
-        path: Path, step: TrainStep, history: History, done: int, seconds: dict[int, list[float]]
-    ) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        state = {"step": step.state_dict(), "history": history.state(), "done": done}
-        torch.save(state | {"seconds": seconds}, partial)
-        os.replace(partial, path)
-
-    @staticmethod
-    def _restore(
-        path: Path, step: TrainStep, history: History
-    ) -> tuple[int, dict[int, list[float]]]:
-        """Return how many steps a killed run had done, its state restored, and their seconds."""
-        if not path.exists():
-            return 0, {}
-        state = torch.load(path)
-        step.load_state_dict(state["step"])
-        if len(state["history"]):
-            history.load_state(state["history"])
-        return state["done"], state["seconds"]
-
-
-def costs_of(rows: Iterable[dict[str, str]]) -> dict[str, dict[int, float]]:
-    """Return the cost of every row by point and seed; infinite where it is not the target's."""
-    costs: dict[str, dict[int, float]] = {}
-    for row in rows:
-        cost = float(row["cost"]) if row["reached"] == "True" else float("inf")
-        costs.setdefault(row["point"], {})[int(row["seed"])] = cost
-    return costs
-
-
-def ranked(costs: dict[str, dict[int, float]], seeds: Iterable[int]) -> list[str]:
-    """Return the points that have run with all of these seeds, by mean cost over them."""
-    means = {
-        point: fmean(by_seed[seed] for seed in seeds)
-        for point, by_seed in costs.items()
-        if by_seed.keys() >= set(seeds)
-    }
-    return sorted(means, key=lambda point: means[point])
-
-
-def to_run(costs: dict[str, dict[int, float]]) -> list[tuple[dict[str, Any], int]]:
-    """Return the runs that are left of the first round that is not over; none when all are."""
-    points = [name_of(point) for point in POINTS]
-    for seeds, kept in zip(SEEDS_OF_ROUND, (*KEPT, 0), strict=True):
-        left = [
-            (json.loads(point), seed)
-            for point in points
-            for seed in seeds
-            if seed not in costs.get(point, {})
-        ]
-        if left:
-            return left
-        points = [point for point in ranked(costs, seeds) if point in points][:kept]
-    return []
+        append_row(path, COLUMNS, row)
 
 
 def main() -> None:
-    """Run what is missing and print the points, best first."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Run what is missing and write the table, also when stopped."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-dir", type=Path, required=True)
-    parser.add_argument("--num", type=int, default=1000, help="run at most that many")
     parser.add_argument("--out", type=Path, default=Path("bench/results/recipe_search2.csv"))
-    parser.add_argument("--state", type=Path, default=Path("runs/recipe_search2"))
+    parser.add_argument("--runs", type=Path, default=Path("studies"))
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    images = load_image_set(replace(START, data_dir=options.data_dir))
-    bench = Bench(images, options.state)
-    for _ in range(options.num):
-        left = to_run(costs_of(read_rows(options.out)))
-        if not left:
-            break
-        append_row(options.out, COLUMNS, bench.run(*left[0]))
-    costs = costs_of(read_rows(options.out))
-    for seeds in reversed(SEEDS_OF_ROUND):
-        for point in ranked(costs, seeds):
-            print(len(seeds), round(fmean(costs[point][seed] for seed in seeds), 1), point)
+    base = replace(START, data_dir=options.data_dir)
+    points = list(POINTS)
+    for seeds, num in zip(SEEDS_OF_ROUND, (*KEPT, 1), strict=True):
+        study = study_of(points, seeds, base)
+        try:
+            outcome = run_study(study, options.runs)
+        finally:
+            # Of all points: what a round leaves aside stays in the table.
+            every = study_of(POINTS, SEEDS_OF_ROUND[-1], base)
+            write_table(options.out, read_study(every, options.runs).runs)
+        if outcome.num_failed:
+            raise SystemExit(f"{outcome.num_failed} runs failed: start again")
+        points = best_of(points, read_study(study, options.runs).runs, num)
+        print(*map(name_of, points), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
