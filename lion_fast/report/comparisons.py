@@ -34,6 +34,7 @@ class Quantity(NamedTuple):
 
 STEPS = Quantity("steps_to_target", 1, ("fewer steps", "more steps"))
 SECONDS = Quantity("seconds_to_target", 1, ("less time", "more time"))
+COST = Quantity("cost_to_target", 1, ("less computation", "more computation"))
 ACCURACY = Quantity("val_accuracy", 100, ("lower accuracy", "higher accuracy"))
 BOUND_PERCENT = 5.0
 """Of the baseline's steps, within which two methods count as equivalent (bench/NOTES.md)."""
