@@ -133,7 +133,7 @@ def runs_by_recipe(card: Card) -> dict[tuple[str, str], list[dict[str, Any]]]:
 def baseline_of(
     recipe: str, init: str, runs: Mapping[tuple[str, str], object]
 ) -> tuple[str, str] | None:
-    """Return what a recipe is set against: He-init of the same, or preset fast's before, or its modules."""
+    """Return what a recipe is set against: He-init of the same, the preset before, or modules."""
     if init != "he" and (recipe, "he") in runs:
         return recipe, "he"
     other = {
