@@ -60,9 +60,9 @@ def test_the_largest_weight_of_every_filter_is_positive():
     assert (filters.amax(1) == filters.abs().amax(1)).all()
 
 
-def test_the_same_seed_gives_the_same_filters_and_whitening_twice_changes_nothing(monkeypatch):
-    monkeypatch.setattr(whitening, "NUM_PATCHES", 500)
-    images, model = photographs(), MODELS["densenet"]()
+def test_the_same_seed_gives_the_same_filters_and_whitening_twice_changes_nothing():
+    images, model = photographs(300), MODELS["densenet"]()
+    assert 300 * 10 * 10 > whitening.NUM_PATCHES  # so that some are drawn
     once = whiten_stem_(model, images, generator=seeded(3)).stem.weight.detach().clone()
     again = whiten_stem_(model, images, generator=seeded(3)).stem.weight.detach()
     assert torch.equal(once, again)
@@ -70,16 +70,15 @@ def test_the_same_seed_gives_the_same_filters_and_whitening_twice_changes_nothin
     assert not torch.equal(once, other)
 
 
-def test_no_more_patches_are_taken_than_the_limit(monkeypatch):
-    monkeypatch.setattr(whitening, "NUM_PATCHES", 50)
-    assert whitening._patches(photographs(), 3, seeded()).shape == (50, 3, 3, 3)
-    assert whitening._patches(photographs(1, 5), 3, None).shape == (9, 3, 3, 3)
+def test_all_patches_are_taken_or_as_many_as_the_limit():
+    assert whitening._patches(photographs(), 3, seeded(), 50).shape == (50, 3, 3, 3)
+    assert whitening._patches(photographs(1, 5), 3, None, 50).shape == (9, 3, 3, 3)
 
 
 def test_patches_are_those_that_a_convolution_sees():
-    images = photographs(3, 6)
+    images = photographs(3, 6)  # 48 patches
     weight = torch.randn(5, 3, 3, 3, generator=seeded())
-    products = whitening._patches(images, 3, None).float().flatten(1) @ weight.flatten(1).T
+    products = whitening._patches(images, 3, None, 50).float().flatten(1) @ weight.flatten(1).T
     outputs = torch.nn.functional.conv2d(images, weight).permute(0, 2, 3, 1).reshape(-1, 5)
     torch.testing.assert_close(products, outputs, atol=1e-4, rtol=1e-4)
 
