@@ -82,6 +82,13 @@ class Resolutions:
         ends = accumulate(stage.steps for stage in self.stages)
         return dict(zip(ends, [*(stage.side for stage in self.stages[1:]), None], strict=False))
 
+    def change_words(self) -> dict[int, str]:
+        """Return what a picture says of every change, by the number of steps before it."""
+        return {
+            step: "full size" if side is None else f"{side} px"
+            for step, side in self.changes.items()
+        }
+
     def side_at(self, step: int) -> int | None:
         """Return the size of the images of `step`."""
         return self.sides_from(step)[0]

@@ -19,6 +19,7 @@ from lion_fast.report.stats import (
     speedup_interval,
     speedup_percent,
 )
+from lion_fast.resolutions import Resolutions
 from lion_fast.study.labels import Variant, VariantKey, variant_key
 
 
@@ -72,7 +73,8 @@ class VariantRow:
     @property
     def can_reach(self) -> bool:
         """Whether its runs go on beyond the steps over which the target's accuracy is averaged."""
-        return self.config.max_steps > self.config.window or self.num_reached > 0
+        counted = self.config.max_steps - Resolutions.parse(self.config.resolutions).num_reduced
+        return counted > self.config.window or self.num_reached > 0
 
     @property
     def sample(self) -> Sample | None:
@@ -213,6 +215,7 @@ def _papers_effect(
 def conclusion(results: StudyResults) -> list[str]:
     """Return a line per variant: its steps to the target, and how they compare."""
     rows = {row.key: row for row in compare_variants(results, STEPS)}
+    costs = {row.key: row.sample for row in compare_variants(results, COST)}
     lines = []
     for variant in results.study.variants:
         row = rows.get(variant_key(variant))
@@ -234,7 +237,9 @@ def conclusion(results: StudyResults) -> list[str]:
             text = f"{target} reached by {row.num_reached} of {num} runs"
         else:
             spread = "" if row.sample.std is None else f" ± {row.sample.std:,.0f}"
-            text = f"{target} after {row.sample.mean:,.0f}{spread} steps (n = {num})"
+            cost = costs[row.key]
+            at = f" at the cost of {cost.mean:,.1f}" if results.has_sizes and cost else ""
+            text = f"{target} after {row.sample.mean:,.0f}{spread} steps{at} (n = {num})"
         if row.comparison is not None:
             speedup = "" if row.speedup is None else f"speedup {row.speedup:+.1f} %: "
             text += f"; {speedup}{row.comparison.verdict}{row.power_text()}"

@@ -12,6 +12,7 @@ from typing import Any
 from lion_fast.errors import UserError
 from lion_fast.report.comparisons import (
     ACCURACY,
+    COST,
     SECONDS,
     STEPS,
     VariantRow,
@@ -280,7 +281,7 @@ def _study_values(results: StudyResults) -> dict[str, Any]:
         "data": _data(results.runs),
         **{
             quantity.name: [_row_values(row) for row in compare_variants(results, quantity)]
-            for quantity in (STEPS, SECONDS, ACCURACY)
+            for quantity in (STEPS, SECONDS, ACCURACY, *([COST] if results.has_sizes else []))
         },
     }
 

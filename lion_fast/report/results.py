@@ -27,7 +27,7 @@ class Run:
     variant: Variant
     config: TrainConfig
     summary: dict[str, Any]
-    """As in the run's summary.json."""
+    """As in the run's summary.json, with the cost that runs of earlier versions do not say."""
     metrics: Curves
     validation: Curves
     probes: Curves
@@ -63,6 +63,11 @@ class StudyResults:
     def find(self, **fields: Any) -> list[Run]:
         """Return the finished runs whose config has these values."""
         return [run for run in self.runs if has_values(run.config, fields)]
+
+    @property
+    def has_sizes(self) -> bool:
+        """Whether a run began on smaller images, so that its steps are not of one cost."""
+        return any(run.config.resolutions for run in self.runs)
 
     @cached_property
     def groups(self) -> dict[str, list[Variant]]:
@@ -135,7 +140,7 @@ def read_study(study: Study, out: Path) -> StudyResults:
             Run(
                 cell.variant,
                 cell.config,
-                stored.summary,
+                _with_cost(cell.config, stored.summary),
                 *(_curves(store.table(n, stored.id)) for n in ("metrics", "validation", "probes")),
             )
             for cell, stored in cells
@@ -144,6 +149,13 @@ def read_study(study: Study, out: Path) -> StudyResults:
     failed = tuple((c, s.error) for c, s in cells if s and s.error and s.summary is None)
     missing = tuple(c for c, s in cells if s is None or (s.summary is None and not s.error))
     return StudyResults(study, runs, failed, missing)
+
+
+def _with_cost(config: TrainConfig, summary: dict[str, Any]) -> dict[str, Any]:
+    """Return a summary with its cost: the steps themselves where all are at full size."""
+    if config.resolutions:
+        return summary
+    return summary | {"cost_to_target": summary["steps_to_target"]}
 
 
 def study_as_stored(study: Study, out: Path) -> Study:

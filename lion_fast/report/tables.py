@@ -4,7 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from lion_fast.report.by_seed import by_seed_tables
-from lion_fast.report.comparisons import ACCURACY, SECONDS, STEPS, VariantRow, compare_variants
+from lion_fast.report.comparisons import (
+    ACCURACY,
+    COST,
+    SECONDS,
+    STEPS,
+    VariantRow,
+    compare_variants,
+)
 from lion_fast.report.growth import EARLY_STEPS, growth_fits, line_table, shows_lines
 from lion_fast.report.markdown import ABSENT, significant, table
 from lion_fast.report.paper import (
@@ -32,6 +39,8 @@ def study_tables(results: StudyResults) -> Iterator[str]:
     steps = [row for row in compare_variants(results, STEPS) if row.can_reach]
     if steps:
         yield from _steps_tables(results, steps)
+    if results.has_sizes:
+        yield from _cost_tables(results)
     yield from ("", "#### Validation accuracy", "", _accuracy_note(results), "")
     accuracy = compare_variants(results, ACCURACY)
     yield from _accuracy(accuracy)
@@ -82,6 +91,34 @@ def _steps(rows: Sequence[VariantRow]) -> list[str]:
             )
         )
     return [*_filled(header, lines), "", *_tests(rows, "{:+,.0f}"), *_published_steps(rows)]
+
+
+def _cost_tables(results: StudyResults) -> Iterator[str]:
+    """Yield steps, seconds and cost side by side, and the tests of the cost."""
+    yield from ("", "#### Computation to the target", "")
+    yield "Cost is in steps at full size: one on smaller images counts as the square of its side"
+    yield "over the full one."
+    yield ""
+    rows = [row for row in compare_variants(results, COST) if row.can_reach]
+    steps, seconds = (
+        {row.key: row.sample for row in compare_variants(results, quantity)}
+        for quantity in (STEPS, SECONDS)
+    )
+    header = ("run", "steps", "seconds", "cost", "less cost %", "95 % interval")
+    lines = [
+        (
+            row.label,
+            _mean(steps[row.key], "{:,.0f}"),
+            _mean(seconds[row.key], "{:,.2f}"),
+            _mean(row.sample, "{:,.1f}"),
+            _number(row.speedup, "{:+.1f}"),
+            _interval(row.interval),
+        )
+        for row in rows
+    ]
+    yield from (*_filled(header, lines), "", *_tests(rows, "{:+,.1f}"))
+    yield from ("", "#### Cost seed by seed", "")
+    yield from _by_seed(results, rows, "{:,.1f}", lambda row, seed: [])
 
 
 def _tests(rows: Sequence[VariantRow], form: str) -> list[str]:

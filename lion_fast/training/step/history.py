@@ -65,6 +65,9 @@ class History:
         self.resolutions = resolutions
         self.records: list[StepRecord] = []
         self.windowed: list[float | None] = []
+        """Accuracy of the window that ends with each step; None where it does not count."""
+        self.windowed_before: list[float | None] = []
+        """The same of smaller images, which does not count; None at full size."""
         self.target_record: StepRecord | None = None
         self._hits_in_window = self._steps_in_window = 0
 
@@ -112,9 +115,10 @@ class History:
             self._hits_in_window -= self.records[-1 - self.window].correct[-1]
             self._steps_in_window = self.window
         is_full_size = len(self.records) > self.resolutions.num_reduced
-        is_counted = is_full_size and self._steps_in_window == self.window
-        accuracy = self.recent_accuracy() if is_counted else None
+        found = self.recent_accuracy() if self._steps_in_window == self.window else None
+        accuracy = found if is_full_size else None
         self.windowed.append(accuracy)
+        self.windowed_before.append(None if is_full_size else found)
         if self.target_record is None and accuracy is not None and accuracy >= self.target:
             self.target_record = record
 
