@@ -24,7 +24,6 @@ _OF_A_SUMMARY = frozenset(
     {
         *("steps", "target_accuracy", "window", "steps_to_target", "seconds_to_target"),
         *("init_seconds", "setup_seconds", "train_seconds", "total_seconds", "process_seconds"),
-        *("cost", "cost_to_target"),
         *("train_accuracy", "val_accuracy", "val_loss", "images_per_second"),
         *("step_milliseconds_median", "data_wait_percent", "loader_host_mib", "loader_device_mib"),
         *("peak_memory_mib", "num_parameters", "num_skipped_images", "jobs", "reused"),
