@@ -21,7 +21,7 @@ def recipes(base: dict[str, Any]) -> dict[str, TrainConfig]:
     Of a rehearsal, whose base sets max_steps, every size takes a few steps.
     """
     paper, v1 = replace(PRESETS["paper"], **base), replace(PRESETS["fast-v1"], **base)
-    sizes = {"resolutions": "16:4,24:4"} if "max_steps" in base else {}
+    sizes: dict[str, Any] = {"resolutions": "16:4,24:4"} if "max_steps" in base else {}
     fast = replace(PRESETS["fast"], **base, **sizes)
     # Named as earlier cards' findings are, in which fast is what fast-v1 is now.
     return {
