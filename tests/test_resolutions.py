@@ -18,6 +18,7 @@ from lion_fast.errors import UserError
 from lion_fast.report.page import report_studies
 from lion_fast.report.results import read_study
 from lion_fast.resolutions import FULL_SIZE, Resolutions
+from lion_fast.study.check import obstacle_lines
 from lion_fast.study.runner import run_study
 from lion_fast.study.studies import find_study
 from lion_fast.training import Interrupted, StepCache, train
@@ -309,6 +310,13 @@ def test_a_report_has_cost_beside_steps_and_seconds_and_tests_it(tmp_path):
     plain, sized = values["studies"]["sizes"]["cost_to_target"]
     assert plain["by_seed"]["1"] == 101 and sized["by_seed"]["1"] == cost + 41
     assert (tmp_path / "report" / "sizes_curves.png").exists()
+
+
+def test_a_dry_run_says_which_sizes_the_built_in_images_cannot_take(tmp_path):
+    path = tmp_path / "sizes.toml"
+    path.write_text('title = "t"\n[base]\nmax_steps = 99\n[axes]\nresolutions = ["16:9", "8:9"]\n')
+    found = [line for line in obstacle_lines(find_study(str(path))) if "pixels" in line]
+    assert len(found) == 1 and "resolutions has 16:9, and images are 16x16 pixels" in found[0]
 
 
 def test_a_report_of_one_size_has_no_table_of_cost(tmp_path):

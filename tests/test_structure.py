@@ -32,7 +32,17 @@ LAYERS = {
         "models",
         "init",
     },
-    "study": {"errors", "output", "places", "config", "data", "models", "init", "training"},
+    "study": {
+        "errors",
+        "output",
+        "places",
+        "resolutions",
+        "config",
+        "data",
+        "models",
+        "init",
+        "training",
+    },
     "report": {
         "errors",
         "output",

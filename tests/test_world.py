@@ -30,7 +30,7 @@ BAD_INPUT = {
     "no_gpu": "torch sees no CUDA GPU",
     "diverging": "lower --lr",
 }
-SHARED = ("global", "local", "shards", "resnet_shards", "stopped", "overflow", "norm")
+SHARED = ("global", "local", "shards", "resnet_shards", "sizes", "stopped", "overflow", "norm")
 
 
 def environment(rank, size):
@@ -68,7 +68,7 @@ def run(folder, stripes, size, *scenarios, **env):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, stripes):
     folder = tmp_path_factory.mktemp("alone") / "runs"
-    return run(folder, stripes, 1, "global", "shards", "resnet_shards")[0]
+    return run(folder, stripes, 1, "global", "shards", "resnet_shards", "sizes")[0]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_local_statistics_are_another_course(alone, two):
     assert losses(two[0]["local"])[0] != losses(alone["global"])[0]
 
 
-@pytest.mark.parametrize("scenario", ["shards", "resnet_shards"])
+@pytest.mark.parametrize("scenario", ["shards", "resnet_shards", "sizes"])
 def test_virtual_shards_give_the_same_bits_on_one_and_two_processes(alone, two, scenario):
     ours, theirs = two[0][scenario], alone[scenario]
     assert table(Path(ours["run"])) == table(Path(theirs["run"]))

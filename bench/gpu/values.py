@@ -108,7 +108,13 @@ def _muon(call: Call) -> None:
 def _augment(call: Call) -> None:
     from lion_fast.kernels import augment_batch, augment_batch_ref
 
-    for side, dtype in ((16, torch.float32), (32, torch.bfloat16), (64, torch.float16)):
+    for side, reduced, dtype in (
+        (16, None, torch.float32),
+        (32, None, torch.bfloat16),
+        (64, None, torch.float16),
+        (32, 16, torch.bfloat16),
+        (32, 24, torch.float32),
+    ):
         generator = torch.Generator("cuda").manual_seed(side)
         pixels = torch.randint(
             256, (2048, side, side, 3), dtype=torch.uint8, device="cuda", generator=generator
@@ -116,12 +122,13 @@ def _augment(call: Call) -> None:
         labels = torch.arange(2048, device="cuda") % 10
         order = torch.randperm(2048, device="cuda", generator=generator)[:128]
         flips = torch.rand(128, device="cuda", generator=generator) < 0.5
-        given = {"mean": (0.49, 0.48, 0.45), "std": (0.25, 0.24, 0.26), "out_dtype": dtype}
+        given = {"mean": (0.49, 0.48, 0.45), "std": (0.25, 0.24, 0.26), "out_dtype": dtype,
+                 "side": reduced}  # fmt: skip
         ours = augment_batch(pixels, labels, order, flips, **given, impl="triton")
         exact = augment_batch_ref(pixels, labels, order, flips, **given)
         call.say(
             "values",
-            what=f"augment {side}x{side} {dtype}",
+            what=f"augment {side}x{side} {'' if reduced is None else f'to {reduced} '}{dtype}",
             median_max=_median_max([ours[0]], [exact[0].double()]),
             runs_that_differ=int(not torch.equal(ours[1], exact[1])),
             of=1,

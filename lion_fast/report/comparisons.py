@@ -215,7 +215,9 @@ def _papers_effect(
 def conclusion(results: StudyResults) -> list[str]:
     """Return a line per variant: its steps to the target, and how they compare."""
     rows = {row.key: row for row in compare_variants(results, STEPS)}
-    costs = {row.key: row.sample for row in compare_variants(results, COST)}
+    costs: dict[VariantKey, Sample | None] = {}
+    if results.has_sizes:
+        costs = {row.key: row.sample for row in compare_variants(results, COST)}
     lines = []
     for variant in results.study.variants:
         row = rows.get(variant_key(variant))
@@ -237,8 +239,8 @@ def conclusion(results: StudyResults) -> list[str]:
             text = f"{target} reached by {row.num_reached} of {num} runs"
         else:
             spread = "" if row.sample.std is None else f" ± {row.sample.std:,.0f}"
-            cost = costs[row.key]
-            at = f" at the cost of {cost.mean:,.1f}" if results.has_sizes and cost else ""
+            cost = costs.get(row.key)
+            at = "" if cost is None else f" at the cost of {cost.mean:,.1f}"
             text = f"{target} after {row.sample.mean:,.0f}{spread} steps{at} (n = {num})"
         if row.comparison is not None:
             speedup = "" if row.speedup is None else f"speedup {row.speedup:+.1f} %: "

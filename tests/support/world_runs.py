@@ -141,6 +141,7 @@ def scenarios(config: TrainConfig, rank: int) -> dict[str, Callable[[], Any]]:
         "global": lambda: train(replace(config, gradient_ratio_every=4, eval_every=6)),
         "local": lambda: train(replace(config, batch_norm="local")),
         "shards": lambda: train(shards),
+        "sizes": lambda: train(replace(shards, dataset="digits", resolutions="8:4,12:3")),
         "resnet_shards": lambda: train(
             replace(shards, arch="resnet_ds", base_width=8, optimizer="muon", max_steps=4)
         ),
