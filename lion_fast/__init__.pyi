@@ -66,6 +66,7 @@ from . import (
     output as output,
     places as places,
     report as report,
+    resolutions as resolutions,
     study as study,
     training as training,
 )

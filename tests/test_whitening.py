@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from photographs import photographs, seeded
 from torch import nn
 
 from lion_fast import TrainConfig, UserError, initialize_, load_run, train, whiten_stem_
@@ -17,17 +18,6 @@ MODELS = {
     "residual": lambda: resnet_ds(placement="residual", base_width=24),
 }
 every_model = pytest.mark.parametrize("build", MODELS.values(), ids=list(MODELS))
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def photographs(size=64, side=12):
-    """Return images with the uneven spectrum and offset of real ones, and colours that go along."""
-    noise = torch.randn(size, 3, side, side, generator=seeded(1))
-    mix = torch.tensor([[1.0, 0.5, 0.2], [0.5, 1.0, 0.5], [0.2, 0.5, 1.0]])
-    return torch.einsum("dc,nchw->ndhw", mix, noise.cumsum(2).cumsum(3) / side + noise / 4) + 0.3
 
 
 def inner_outputs(stem, images):
@@ -61,8 +51,8 @@ def test_the_largest_weight_of_every_filter_is_positive():
 
 
 def test_the_same_seed_gives_the_same_filters_and_whitening_twice_changes_nothing():
-    images, model = photographs(300), MODELS["densenet"]()
-    assert 300 * 10 * 10 > whitening.NUM_PATCHES  # so that some are drawn
+    images, model = photographs(600), MODELS["densenet"]()
+    assert 600 * 6 * 6 > whitening.NUM_PATCHES  # so that some are drawn
     once = whiten_stem_(model, images, generator=seeded(3)).stem.weight.detach().clone()
     again = whiten_stem_(model, images, generator=seeded(3)).stem.weight.detach()
     assert torch.equal(once, again)
@@ -72,11 +62,11 @@ def test_the_same_seed_gives_the_same_filters_and_whitening_twice_changes_nothin
 
 def test_all_patches_are_taken_or_as_many_as_the_limit():
     assert whitening._patches(photographs(), 3, seeded(), 50).shape == (50, 3, 3, 3)
-    assert whitening._patches(photographs(1, 5), 3, None, 50).shape == (9, 3, 3, 3)
+    assert whitening._patches(photographs(1, side=5), 3, None, 50).shape == (9, 3, 3, 3)
 
 
 def test_patches_are_those_that_a_convolution_sees():
-    images = photographs(3, 6)  # 48 patches
+    images = photographs(3, side=6)  # 48 patches
     weight = torch.randn(5, 3, 3, 3, generator=seeded())
     products = whitening._patches(images, 3, None, 50).float().flatten(1) @ weight.flatten(1).T
     outputs = torch.nn.functional.conv2d(images, weight).permute(0, 2, 3, 1).reshape(-1, 5)
@@ -85,7 +75,7 @@ def test_patches_are_those_that_a_convolution_sees():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_with_a_whitened_stem_and_sets_all_else_as_without(method):
-    images, labels = photographs(), torch.arange(64) % 10
+    images, labels = photographs(), torch.arange(256) % 10
     plain, whitened = MODELS["densenet"](), MODELS["densenet"]()
     if method in ("fixup", "rezero"):
         plain, whitened = resnet_ds(base_width=8), resnet_ds(base_width=8)
