@@ -98,7 +98,10 @@ def test_a_run_that_holds_steps_of_several_sizes_reduces_each_as_the_resident_lo
     for side in (4, 4, 6, None, 4, 6, 6):
         batch = loader.next(side)
         assert batch.images.dtype == dtype and batch.images.shape[-1] == (side or 8)
-        assert_same_batch(batch, resident.next(side), tolerance)
+        expected = resident.next(side)
+        assert_same_batch(batch, expected, tolerance)
+        # Of images that were rounded before they are reduced, a third would differ.
+        assert (batch.images != expected.images).float().mean() < 0.02 or dtype == torch.float32
     slots = torch.zeros(3, 8, 3, 4, 4, dtype=dtype)
     labels = torch.zeros(3, 8, dtype=torch.int64)
     loader.next_into(slots, labels, 4)  # over the end of a run

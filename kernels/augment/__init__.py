@@ -1,4 +1,4 @@
-"""A batch gathered, cropped, mirrored, normalised and cast as one op."""
+"""A batch gathered, cropped, mirrored, normalised, reduced and cast as one op."""
 
 from .op import augment_batch, augment_batch_ref
 

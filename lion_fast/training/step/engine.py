@@ -71,28 +71,8 @@ def rehearse(
             step(dummy, row)
 
 
-class _Walk:
-    """Where an engine is in the plan and in the course of sizes."""
-
-    def __init__(self, loader: Loader, resolutions: Resolutions) -> None:
-        self.loader, self.resolutions = loader, resolutions
-        self._step = 0
-
-    def seek(self, step: int) -> None:
-        """Let `step`, counted from 0, come next."""
-        self.loader.seek(step)
-        self._step = step
-
-    def advance(self, num_steps: int) -> int | None:
-        """Go so many steps on; return the size that they have."""
-        side = self.resolutions.side_at(self._step)
-        self._step += num_steps
-        assert side == self.resolutions.side_at(self._step - 1), "a chunk of two sizes"
-        return side
-
-
-class StepEngine:
-    """Engines eager and compile: every step is issued from Python."""
+class _PlannedEngine:
+    """What both engines keep: the step, and where it is in the plan and in the course of sizes."""
 
     def __init__(
         self,
@@ -102,31 +82,48 @@ class StepEngine:
         resolutions: Resolutions = FULL_SIZE,
     ) -> None:
         self.chunk_steps = len(rows)
-        self._step, self._rows = step, rows
-        self._walk = _Walk(loader, resolutions)
-
-    def setup(self, first_step: int) -> None:
-        """Compile and warm up; see `Engine.setup`."""
-        walk = self._walk
-        for side in walk.resolutions.sides_from(first_step):
-            walk.seek(first_step)
-            rehearse(self._step, walk.loader, self._rows[0], num_steps=2, side=side)
-        walk.seek(first_step)
-
-    def run(self, num_steps: int) -> Tensor:
-        """Issue `num_steps` steps; see `Engine.run`."""
-        side = self._walk.advance(num_steps)
-        for row in self._rows[:num_steps]:
-            self._step(self._walk.loader.next(side), row)
-        return self._rows[:num_steps]
+        self._step, self._loader, self._rows = step, loader, rows
+        self._resolutions = resolutions
+        self._next = 0
 
     def restart(self, loader: Loader) -> None:
         """Begin again; see `Engine.restart`."""
-        self._walk.loader = loader
-        self._walk.seek(0)
+        assert loader is self._loader or not loader.walks_on_device
+        self._loader = loader
+        self._seek(0)
+
+    def _seek(self, step: int) -> None:
+        """Let `step`, counted from 0, come next."""
+        self._loader.seek(step)
+        self._next = step
+
+    def _advance(self, num_steps: int) -> int | None:
+        """Go so many steps on; return the size of their images, as in `Loader.next`."""
+        side = self._resolutions.side_at(self._next)
+        self._next += num_steps
+        assert side == self._resolutions.side_at(self._next - 1), "a chunk of two sizes"
+        return side
 
 
-class GraphEngine:
+class StepEngine(_PlannedEngine):
+    """Engines eager and compile: every step is issued from Python."""
+
+    def setup(self, first_step: int) -> None:
+        """Compile and warm up; see `Engine.setup`."""
+        for side in self._resolutions.sides_from(first_step):
+            self._seek(first_step)
+            rehearse(self._step, self._loader, self._rows[0], num_steps=2, side=side)
+        self._seek(first_step)
+
+    def run(self, num_steps: int) -> Tensor:
+        """Issue `num_steps` steps; see `Engine.run`."""
+        side = self._advance(num_steps)
+        for row in self._rows[:num_steps]:
+            self._step(self._loader.next(side), row)
+        return self._rows[:num_steps]
+
+
+class GraphEngine(_PlannedEngine):
     """Engine graph: `steps_per_replay` whole steps in one CUDA graph.
 
     Data is included where the loader allows it; else static buffers are filled before a replay.
@@ -135,31 +132,19 @@ class GraphEngine:
     size or the end. Every size has two such graphs.
     """
 
-    def __init__(
-        self,
-        step: TrainStep,
-        loader: Loader,
-        rows: Tensor,
-        resolutions: Resolutions = FULL_SIZE,
-    ) -> None:
-        self.chunk_steps = len(rows)
-        self._step, self._rows = step, rows
-        self._walk = _Walk(loader, resolutions)
-        self._graphs: dict[tuple[int | None, int], torch.cuda.CUDAGraph] = {}
-        self._slots: dict[int | None, Batch] = {}
-
     def setup(self, first_step: int) -> None:
         """Compile, warm up on a side stream and capture; see `Engine.setup`."""
-        walk, chunk = self._walk, self.chunk_steps
-        sides = walk.resolutions.sides_from(first_step)
+        chunk, sides = self.chunk_steps, self._resolutions.sides_from(first_step)
+        self._graphs: dict[tuple[int | None, int], torch.cuda.CUDAGraph] = {}
+        self._slots: dict[int | None, Batch] = {}
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for side in sides:
-                walk.seek(first_step)
-                if not walk.loader.walks_on_device:
-                    self._slots[side] = _slots_like(walk.loader.next(side), chunk)
-                rehearse(self._step, walk.loader, self._rows[0], num_steps=3, side=side)
+                self._seek(first_step)
+                if not self._loader.walks_on_device:
+                    self._slots[side] = _slots_like(self._loader.next(side), chunk)
+                rehearse(self._step, self._loader, self._rows[0], num_steps=3, side=side)
         torch.cuda.current_stream().wait_stream(stream)
         pool = torch.cuda.graph_pool_handle()
         for side in sides:
@@ -170,17 +155,17 @@ class GraphEngine:
                     for slot in range(num_steps):
                         self._step(self._batch(side, slot), self._rows[slot])
                 self._graphs[side, num_steps] = graph
-        walk.seek(first_step)
+        self._seek(first_step)
 
     def _batch(self, side: int | None, slot: int) -> Batch:
         if side not in self._slots:
-            return self._walk.loader.next(side)
+            return self._loader.next(side)
         images, labels = self._slots[side]
         return Batch(images[slot], labels[slot])
 
     def run(self, num_steps: int) -> Tensor:
         """Replay `num_steps` steps; see `Engine.run`."""
-        side = self._walk.advance(num_steps)
+        side = self._advance(num_steps)
         if num_steps == self.chunk_steps:
             self._replay(side, num_steps)
             return self._rows
@@ -190,16 +175,10 @@ class GraphEngine:
             done[slot].copy_(self._rows[0])
         return done
 
-    def restart(self, loader: Loader) -> None:
-        """Begin again; see `Engine.restart`."""
-        assert loader is self._walk.loader or not loader.walks_on_device
-        self._walk.loader = loader
-        self._walk.seek(0)
-
     def _replay(self, side: int | None, num_steps: int) -> None:
         if side in self._slots:
             images, labels = self._slots[side]
-            self._walk.loader.next_into(images[:num_steps], labels[:num_steps], side)
+            self._loader.next_into(images[:num_steps], labels[:num_steps], side)
         self._graphs[side, num_steps].replay()
 
 
