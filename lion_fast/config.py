@@ -125,10 +125,11 @@ class TrainConfig:
     lr_warmup_steps: int = numbers(0)
     """With schedule linear or cosine: steps in which the rates rise to their full values."""
     lr_cooldown_steps: int = numbers(0)
-    """With these: steps after the warm-up in which the rates fall to lr_floor; 0 keeps them full.
-    """
+    """With schedule linear or cosine: steps after the warm-up in which the rates fall to lr_floor;
+    0 keeps them full."""
     lr_floor: float = numbers(0.0)
-    """With these: share of the rates that is left when they have cooled down."""
+    """With schedule linear or cosine: share of the rates that is left when they have cooled down.
+    """
     batch_size: int = numbers(128)
     """Images per step."""
     batch_norm: BatchNorm = numbers("global")

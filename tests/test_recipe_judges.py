@@ -98,6 +98,7 @@ def test_final_accuracies_are_the_papers_under_both_schedules_and_steps_under_th
     "fields, words",
     [
         ({}, "constant rates"),
+        ({"schedule": "linear"}, "constant rates"),
         ({"schedule": "linear", "lr_warmup_steps": 50}, "rates that warm up over 50 steps"),
         (
             {"schedule": "cosine", "lr_cooldown_steps": 3000},

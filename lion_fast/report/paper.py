@@ -74,7 +74,7 @@ def _is_papers_setting(config: TrainConfig, *presets: str) -> bool:
 
 def rates_in_words(config: TrainConfig) -> str:
     """Return the course of the learning rates, which final accuracies depend on."""
-    if config.schedule == "constant":
+    if not config.lr_warmup_steps + config.lr_cooldown_steps:
         return "constant rates"
     if not config.lr_cooldown_steps:
         return f"rates that warm up over {config.lr_warmup_steps:,} steps"
