@@ -18,7 +18,7 @@ of PyTorch's allocator from construction to the step's end, without cuDNN's work
 Casts of weights outside compiled code are in no compiled byte. The loop is
 `support.rivals.HandLoop` under autocast, without loss scaling and without data loading.
 
-Private API: GraphLowering.compile_to_module and count_bytes, two cache switches, TrainStep._forward
+Private API: GraphLowering.compile_to_module and count_bytes, two cache switches, TrainStep._way
 and what tests/support/stand_in_inductor.py names.
 """
 

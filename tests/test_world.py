@@ -158,7 +158,7 @@ def test_virtual_shards_give_the_same_bits_on_four_processes(alone, tmp_path, st
 
 def test_rank_0_alone_writes_and_all_ranks_know_the_outcome(two):
     first, second = two
-    for name in ("global", "local", "shards"):
+    for name in ("global", "local", "shards", "sizes"):
         assert first[name]["run"] == second[name]["run"]
         assert first[name]["val_loss"] == second[name]["val_loss"]
         assert first[name]["steps"] == second[name]["steps"] == STEPS
@@ -167,7 +167,7 @@ def test_rank_0_alone_writes_and_all_ranks_know_the_outcome(two):
         assert each == pytest.approx(whole / 2)
     # One folder for each run that went well, one for the interrupted, one for the diverged.
     runs = Path(first["global"]["run"]).parent
-    assert len([path for path in runs.iterdir() if path.is_dir() and path.name != "mine"]) == 4
+    assert len([path for path in runs.iterdir() if path.is_dir() and path.name != "mine"]) == 5
     assert len(list((runs / "mine").iterdir())) == 2
 
 
