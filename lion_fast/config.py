@@ -388,7 +388,9 @@ PRESETS: dict[str, TrainConfig] = {
         stop_at_target=True,
         log_every=20,
     ),
-    "fast": dataclasses.replace(_FAST_V1, whiten=24, resolutions="16:250,24:100"),
+    "fast": dataclasses.replace(
+        _FAST_V1, whiten=24, resolutions="16:200,24:150", muon_lr=0.06, muon_momentum=0.9
+    ),
     # What fast was before, for one version, so that figures can be set side by side.
     "fast-v1": _FAST_V1,
 }
