@@ -26,6 +26,7 @@ _HOME = {
         "lion_lsuv_",
         "lsuv_",
         "rezero_",
+        "whiten_stem_",
         "xavier_",
     ),
     "lion_fast.kernels": ("HeadLosses", "deep_supervision_loss", "deep_supervision_loss_ref"),
@@ -49,7 +50,7 @@ _HOME = {
 }
 _MODULES = (
     *("arguments", "cli", "config", "data", "errors", "figures", "init", "kernels", "models"),
-    *("output", "places", "report", "study", "training"),
+    *("output", "places", "report", "resolutions", "study", "training"),
 )
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605

@@ -27,6 +27,7 @@ from lion_fast.init import (
     lion_lsuv_ as lion_lsuv_,
     lsuv_ as lsuv_,
     rezero_ as rezero_,
+    whiten_stem_ as whiten_stem_,
     xavier_ as xavier_,
 )
 from lion_fast.kernels import (
@@ -65,6 +66,7 @@ from . import (
     output as output,
     places as places,
     report as report,
+    resolutions as resolutions,
     study as study,
     training as training,
 )

@@ -13,8 +13,9 @@ from gpu.card import TO_COME, plan
 from report.card_page import cards_page
 
 pytestmark = [needs_stand_in, pytest.mark.slow]
-# Nothing computes there: its cuBLAS has no product in fp64, and a loss is what lay in memory.
-LACKING = re.compile(r"CUBLAS_STATUS_NOT|UserError: loss is")
+# Nothing computes there: its cuBLAS has no product in fp64, and a loss, or an image whose patches
+# whiten a stem, is what lay in memory.
+LACKING = re.compile(r"CUBLAS_STATUS_NOT|UserError: (loss is|.*whiten)")
 
 
 def test_every_stage_of_twelve_minutes_comes_to_its_end_and_makes_a_page(tmp_path, kernel_cache):
@@ -45,6 +46,6 @@ def test_every_stage_of_twelve_minutes_comes_to_its_end_and_makes_a_page(tmp_pat
     timed = {name for line in found for name in line.get("round_ms", ())}
     assert {"fused", "graph", "stock", "plain_max_autotune", "lion_dg", "resnet he"} <= timed
     seen = {(line["recipe"], line["seed"]) for line in found if line["stage"] == "runs"}
-    assert ("fast fused", 42) in seen and len(seen) == 5
+    assert ("fast fused", 42) in seen and len(seen) == 6
     page = "\n".join(cards_page([out]))
     assert "### stand-in H100, 2027-01-01" in page and "lion_dg / he" in page

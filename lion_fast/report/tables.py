@@ -1,6 +1,7 @@
 """The tables of a study's report: each of the paper's figures beside ours."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from lion_fast.report.by_seed import by_seed_tables
 from lion_fast.report.comparisons import (
@@ -19,6 +20,7 @@ from lion_fast.report.paper import (
     published_accuracy_by_seed,
     published_speedup,
     published_steps,
+    rates_in_words,
 )
 from lion_fast.report.power import POWER
 from lion_fast.report.results import Run, StudyResults
@@ -172,7 +174,13 @@ def _accuracy_note(results: StudyResults) -> str:
             "The runs end when they reach their target: this is the accuracy of that moment, and is"
             f" not compared with the paper's, which is after {NUM_STEPS:,} steps."
         )
-    return "After the last step; ± is the sample deviation, the paper's the population deviation."
+    configs = [replace(results.study.base, **variant) for variant in results.study.variants]
+    rates = " and of ".join(dict.fromkeys(map(rates_in_words, configs)))
+    return (
+        f"After the last step, of {rates}. The paper does not tell its schedule: preset paper's"
+        " constant rate is for the time to the target, paper-cooled for final accuracies. ± is the"
+        " sample deviation, the paper's the population deviation."
+    )
 
 
 def _accuracy(rows: Sequence[VariantRow]) -> list[str]:

@@ -41,7 +41,7 @@ def _recipes(*presets: str) -> dict[str, Variant]:
     return {name: {field: c[field] for field in differing} for name, c in courses.items()}
 
 
-RECIPES = _recipes("paper", "fast")
+RECIPES = _recipes("paper", "fast-v1", "fast")
 """What tells the recipes of these presets apart, by the preset's name; to be part of a variant."""
 
 
