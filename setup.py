@@ -11,7 +11,7 @@ from setuptools import setup
 
 setup(
     name="lion-fast",
-    version="0.1.0",
+    version="0.2.0",
     description="Fast, trustworthy training of deeply-supervised classifiers with LION-DG",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -26,6 +26,7 @@ setup(
         "lion_fast.kernels.dense",
         "lion_fast.kernels.heads",
         "lion_fast.kernels.muon",
+        "lion_fast.kernels.persistent",
         "lion_fast.models",
         "lion_fast.report",
         "lion_fast.study",
@@ -41,6 +42,7 @@ setup(
     package_dir={"lion_fast.kernels": "kernels"},
     package_data={
         "lion_fast": ["__init__.pyi", "py.typed"],
+        "lion_fast.kernels.persistent": ["csrc/*"],
         "lion_fast.data": ["digits.npz", "digits.md"],
     },
     install_requires=[
@@ -58,6 +60,20 @@ setup(
     extras_require={
         "dali": ["nvidia-dali-cuda130>=2.2"],
         "dali-cu12": ["nvidia-dali-cuda120>=2.2"],
+        "examples": [
+            "accelerate>=1.1",
+            "dynamic-network-architectures>=0.4",
+            "lightning>=2.5",
+            "monai>=1.5",
+            "transformers>=5.0",
+        ],
+        "foreign": [
+            "dynamic-network-architectures>=0.4",
+            "monai>=1.5",
+            "segmentation-models-pytorch>=0.5",
+            "timm>=1.0",
+            "transformers>=5.0",
+        ],
         "ray": ["ray>=2.60"],
         "tensorboard": ["tensorboard>=2.16"],
         "dev": [

@@ -56,7 +56,7 @@ class Ratio(NamedTuple):
 
     def line(self) -> str:
         """Return it in words."""
-        interval = f"[{self.low:.3f}, {self.high:.3f}]"
+        interval = f"[{self.low:.3f}, {self.high:.3f}]" if self.high < 100 else "noise alone"
         words = f"{self.ratio:7.3f} {interval:>16} {1e3 * self.base_seconds:12.4f} ms  {self.name}"
         return words + ("  SLOWER" if self.is_regression else "")
 
@@ -229,8 +229,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = [f"--device={args.device}"] * bool(args.device)
     options += [f"--data-dir={args.data_dir.resolve()}"] if args.data_dir else []
     try:
-        if args.rounds < 2:
-            raise UserError(f"--rounds {args.rounds} tells nothing of noise: give 2 at least")
+        if args.rounds < 3:
+            raise UserError(f"--rounds {args.rounds} tells too little of noise: give 3 at least")
         if args.base.endswith(".json"):
             return compare_with_file(Path(args.base).resolve(), files, options)
         return compare(args.base, files, rounds=args.rounds, options=options)

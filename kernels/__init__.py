@@ -1,4 +1,4 @@
-"""Fused Triton ops of lion-fast and their plain PyTorch references. Imports torch and triton only.
+"""Fused ops of lion-fast, in Triton and CUDA C++, and their plain PyTorch references.
 
 The folder installs as `lion_fast.kernels`: the top-level name `kernels` belongs to another
 distribution.
@@ -15,6 +15,7 @@ from .heads import (
     pooled_supervision_loss_ref,
 )
 from .muon import muon_update_, muon_update_ref_
+from .persistent import persistent_backbone, persistent_obstacle_on
 
 __all__ = [
     "HeadLosses",
@@ -29,6 +30,8 @@ __all__ = [
     "dense_obstacle",
     "muon_update_",
     "muon_update_ref_",
+    "persistent_backbone",
+    "persistent_obstacle_on",
     "pooled_supervision_loss",
     "pooled_supervision_loss_ref",
     "resolve_impl",

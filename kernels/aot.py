@@ -1,8 +1,8 @@
 """python -m lion_fast.kernels.aot: compile every kernel for sm_70 ... sm_100 with no GPU.
 
 Prints, per case and target, registers a thread, bytes of shared memory a program, bytes spilled a
-thread and tensor-core instructions. Exits with 1 where a case fails to compile or spills. Nothing
-of it says how fast a kernel is.
+thread and tensor-core instructions. Exits with 1 where a case fails to compile, or spills more than
+KNOWN_SPILLS says. Nothing of it says how fast a kernel is.
 
 The machine code's own resource table says what it uses; instructions are counted in the PTX,
 because the nvdisasm that Triton 3.8 brings no longer reads sm_70.
@@ -16,17 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import triton
 from triton import knobs
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, CompiledKernel
 from triton.errors import TritonError
 
-from .aot_case import AotCase
+from .aot_case import AotCase, compile_case
 from .augment import AOT_CASES as _AUGMENT_CASES
 from .dense.aot import AOT_CASES as _DENSE_CASES
 from .heads.aot import AOT_CASES as _HEADS_CASES
@@ -34,6 +33,14 @@ from .muon.launch import AOT_CASES as _MUON_CASES
 
 CASES: list[AotCase] = [*_HEADS_CASES, *_AUGMENT_CASES, *_MUON_CASES, *_DENSE_CASES]
 CAPABILITIES = (70, 75, 80, 90, 100)
+
+KNOWN_SPILLS = {
+    ("3.6", 80, "dense bf16 block 1 layer 3"): 8,
+    ("3.6", 80, "dense bf16 block 2 layer 4"): 56,
+    ("3.6", 80, "dense bf16 block 2 layer 5"): 40,
+    ("3.6", 80, "dense fp16 block 2 layer 5"): 32,
+}
+"""(Triton, capability, case) -> bytes spilled a thread that are taken: 3.8 spills none of them"""
 
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _TENSOR_CORE = re.compile(r"\b(?:wmma\.mma|mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
@@ -52,8 +59,10 @@ class Report(NamedTuple):
 
     @property
     def failed(self) -> bool:
-        """Whether the case did not compile, or spills."""
-        return bool(self.error) or self.spilled_bytes > 0
+        """Whether the case did not compile, or spills more than is known."""
+        version = triton.__version__.rpartition(".")[0]
+        known = KNOWN_SPILLS.get((version, self.capability, self.case), 0)
+        return bool(self.error) or self.spilled_bytes > known
 
     @property
     def cell(self) -> str:
@@ -61,24 +70,6 @@ class Report(NamedTuple):
         if self.error:
             return "FAILED"
         return f"{self.registers}/{self.shared_bytes}/{self.spilled_bytes}/{self.tensor_core}"
-
-
-def compile_case(case: AotCase, capability: int) -> CompiledKernel:
-    """Compile `case` for `sm_<capability>` as Triton's launcher would on such a GPU."""
-    names = case.kernel.arg_names
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    for name in case.aligned:
-        position, kind = names.index(name), case.signature[name]
-        paths = (
-            [(position, i) for i in range(len(kind))] if isinstance(kind, tuple) else [(position,)]
-        )
-        attributes |= {path: [["tt.divisibility", 16]] for path in paths}
-    signature = {name: case.signature.get(name, "constexpr") for name in names}
-    return triton.compile(
-        ASTSource(case.kernel, signature, case.constexprs, attributes),
-        target=GPUTarget("cuda", capability, 32),
-        options=case.options,
-    )
 
 
 def report(case: AotCase, capability: int) -> Report:
@@ -113,6 +104,14 @@ def main(arguments: list[str] | None = None) -> int:
         "--json", action="store_true", help="print one JSON object per case and target"
     )
     parser.add_argument("--match", default="", help="only cases whose name contains this")
+    parser.add_argument(
+        "--capability",
+        type=int,
+        nargs="+",
+        choices=CAPABILITIES,
+        default=CAPABILITIES,
+        help="only these targets sm_NN",
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes that compile")
     options = parser.parse_args(arguments)
     if knobs.runtime.interpret:
@@ -124,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     jobs = [
         (index, capability)
         for index, case in enumerate(CASES)
-        for capability in CAPABILITIES
+        for capability in options.capability
         if options.match in case.name and capability >= case.min_capability
     ]
     if not jobs:
@@ -140,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         print("\n".join(json.dumps(r._asdict()) for r in reports))
     else:
-        print(_table(reports))
+        print(_table(reports, options.capability))
         print(f"{len(reports)} compiled in {seconds:.0f} s with triton {triton.__version__}")
     failures = [r for r in reports if r.failed]
     for r in failures:
@@ -151,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failures else 0
 
 
-def _table(reports: list[Report]) -> str:
+def _table(reports: list[Report], capabilities: Sequence[int]) -> str:
     cells: dict[str, dict[int, str]] = {}
     for r in reports:
         cells.setdefault(r.case, {})[r.capability] = r.cell
@@ -160,9 +159,9 @@ def _table(reports: list[Report]) -> str:
     head = (
         "registers/shared bytes/spilled bytes/tensor-core instructions; - where it is not shipped"
     )
-    lines = [head, " " * name_width + "".join(f"  {f'sm_{c}':>{width}}" for c in CAPABILITIES)]
+    lines = [head, " " * name_width + "".join(f"  {f'sm_{c}':>{width}}" for c in capabilities)]
     lines += [
-        f"{name:{name_width}}" + "".join(f"  {row.get(c, '-'):>{width}}" for c in CAPABILITIES)
+        f"{name:{name_width}}" + "".join(f"  {row.get(c, '-'):>{width}}" for c in capabilities)
         for name, row in cells.items()
     ]
     return "\n".join(lines)

@@ -1,9 +1,12 @@
-"""AotCase: one kernel at one dtype, layout and configuration, for `lion_fast.kernels.aot`."""
+"""AotCase: one kernel at one dtype, layout and configuration, to be compiled ahead of time."""
 
 import inspect
 from typing import Any, NamedTuple
 
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
 
 from .launch import Launch
 
@@ -15,6 +18,10 @@ _TRITON_TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
+
+
+# From 3.7 on Triton's launcher lists constants among the arguments with attributes, with none each.
+_CONSTANTS_HAVE_ATTRIBUTES = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)
 
 
 class AotCase(NamedTuple):
@@ -64,6 +71,29 @@ def case_of(name: str, launch: Launch) -> AotCase:
         launch.options,
         aligned=tuple(key for key, value in runtime.items() if not isinstance(value, int | float)),
         min_capability=80 if any(t.dtype == torch.bfloat16 for t in tensors) else 70,
+    )
+
+
+def compile_case(case: AotCase, capability: int) -> CompiledKernel:
+    """Compile `case` for `sm_<capability>` as Triton's launcher would on such a GPU.
+
+    The launcher finds it in the cache: its key is a text of signature, constants and attributes, so
+    that these have to be spelled, and ordered, as the launcher does.
+    """
+    names = case.kernel.arg_names
+    signature = {name: case.signature.get(name, "constexpr") for name in names}
+    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    for position, (name, kind) in enumerate(signature.items()):
+        if name in case.aligned:
+            parts = range(len(kind)) if isinstance(kind, tuple) else None
+            paths = [(position,)] if parts is None else [(position, part) for part in parts]
+            attributes |= {path: [["tt.divisibility", 16]] for path in paths}
+        elif kind == "constexpr" and _CONSTANTS_HAVE_ATTRIBUTES:
+            attributes[position,] = []
+    return triton.compile(
+        ASTSource(case.kernel, signature, case.constexprs, attributes),
+        target=GPUTarget("cuda", capability, 32),
+        options=case.options,
     )
 
 

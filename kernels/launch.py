@@ -5,6 +5,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+RECORDED: "list[Launch] | None" = None
+"""Where launches go instead of the GPU while `ahead.recorded` is entered; of all threads, for a
+backward pass runs in one of its own."""
+
 
 class Launch(NamedTuple):
     """One kernel launch, not yet made."""
@@ -31,5 +35,8 @@ class Launch(NamedTuple):
 
     def run(self, device_of: Tensor) -> None:
         """Enqueue the kernel on the current stream of the device that holds `device_of`."""
+        if RECORDED is not None:
+            RECORDED.append(self)
+            return
         with torch.cuda.device_of(device_of):
             self.kernel[self.grid](**self.args, **self.options)

@@ -7,7 +7,7 @@ checker and an editor see of them stands in `__init__.pyi`; a test holds the two
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "lion_fast.config": ("PRESETS", "TrainConfig"),

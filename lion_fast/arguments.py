@@ -43,6 +43,8 @@ class EvalArguments:
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
+    dataset: str | None = None
+    """Where the run's images lie now. Default: where it found them."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
     quiet: bool = False
@@ -62,7 +64,7 @@ class PredictArguments:
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
     json: bool = False
-    """Print one line of JSON instead of a table."""
+    """Print one line of JSON instead of a table; of an image that cannot be read, an error."""
 
 
 @dataclass
@@ -114,6 +116,8 @@ class StudyArguments:
     """Write the results to summaries.csv and metrics.csv in this folder, then end."""
     imported: Annotated[tuple[Path, ...] | None, tyro.conf.arg(name="import")] = None
     """Add the study's runs among those that --export wrote to these folders, then end."""
+    rerun: Literal["changed"] | None = None
+    """changed: also run anew what has seen other data than those that are here now."""
     force: bool = False
     """With --export: write into a folder that holds something else."""
 
@@ -133,6 +137,8 @@ class StudyArguments:
         given = [flag for flag, is_given in wanted.items() if is_given]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} exclude each other: give one at a time")
+        if self.rerun is not None and given:
+            raise UserError(f"--rerun runs the study, and {given[0]} does not: give one at a time")
         if self.force and self.export is None:
             raise UserError("--force goes with --export FOLDER only")
         shares = {"--gpus-per-run": self.gpus_per_run, "--cpus-per-run": self.cpus_per_run}
@@ -151,5 +157,7 @@ class ReportArguments:
     """Folder for studies.md, .html, .json and the pictures."""
     whole_paper: bool = False
     """Also list the paper's statements that these studies do not test, and what each would cost."""
+    card: str = "H200"
+    """GPU whose measured steps say so."""
     studies: Path = Path("studies")
     """Folder that holds the studies' folders: --out of lion-fast study."""

@@ -5,13 +5,12 @@ Torch is imported only once a command runs, so that `--help` is instant.
 
 import difflib
 import errno
-import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tyro
 
@@ -26,11 +25,36 @@ from lion_fast.arguments import (
 )
 from lion_fast.config import PRESETS, TrainConfig
 from lion_fast.errors import SaidElsewhere, UserError
+from lion_fast.output import OUTPUT, complain, guard_streams, say
+from lion_fast.places import place
 from lion_fast.training.ranks.torchrun import ranks_here
-from lion_fast.training.screen.console import Plain, make_console, silence_stdout
+from lion_fast.training.screen.console import make_console
 
 if TYPE_CHECKING:
     from lion_fast.study.grid import Study
+
+
+_Arguments = TypeVar("_Arguments")
+
+
+def _parsed(
+    kind: type[_Arguments],
+    arguments: Sequence[str],
+    command: str,
+    default: _Arguments | None = None,
+) -> _Arguments:
+    """Return what the command line says; raise UserError on a place that cannot be meant."""
+    prog = f"lion-fast {command}"
+    if default is None:
+        parsed = tyro.cli(kind, args=arguments, prog=prog)
+    else:
+        parsed = tyro.cli(kind, args=arguments, default=default, prog=prog)
+    for name, value in vars(parsed).items():
+        if isinstance(value, Path):
+            setattr(parsed, name, place(value))
+        elif isinstance(value, tuple):
+            setattr(parsed, name, tuple(place(v) if isinstance(v, Path) else v for v in value))
+    return parsed
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -39,9 +63,9 @@ def _train(arguments: Sequence[str]) -> int:
     if resume is not None:
         from lion_fast.training.folder.run_folder import RunFolder
 
-        config = RunFolder.open(Path(resume))[1]
+        config = RunFolder.open(resume)[1]
     default = TrainArguments.starting_from(config)
-    parsed = tyro.cli(TrainArguments, args=arguments, default=default, prog="lion-fast train")
+    parsed = _parsed(TrainArguments, arguments, "train", default)
     wanted = TrainConfig(**vars(parsed.config))
     if parsed.resume is not None:
         if parsed.preset is not None:
@@ -68,57 +92,60 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _eval(arguments: Sequence[str]) -> int:
-    parsed = tyro.cli(EvalArguments, args=arguments, prog="lion-fast eval")
+    parsed = _parsed(EvalArguments, arguments, "eval")
 
     console = make_console(0, quiet=parsed.quiet)
     with closing(console):
         with console.stage("starting"):
             from lion_fast.training import evaluate
-        validation = evaluate(parsed.run, device=parsed.device, console=console)
+        validation = evaluate(
+            parsed.run, device=parsed.device, dataset=parsed.dataset, console=console
+        )
     console.say(validation.lines())
     _end_with_json(validation.to_dict(), parsed.json)
     return 0
 
 
 def _predict(arguments: Sequence[str]) -> int:
-    parsed = tyro.cli(PredictArguments, args=arguments, prog="lion-fast predict")
+    parsed = _parsed(PredictArguments, arguments, "predict")
     if not parsed.images:
         raise UserError("predict needs images: lion-fast predict RUN IMAGES...")
 
-    from lion_fast.training import predict
+    from lion_fast.training.saved import Prediction, predict_each
 
-    predictions = predict(parsed.run, parsed.images, device=parsed.device)
+    told = list(predict_each(parsed.run, parsed.images, device=parsed.device))
     if parsed.json:
-        print(json.dumps([prediction._asdict() for prediction in predictions]))
-        return 0
-    width = max(len(prediction.class_name) for prediction in predictions)
-    for image, name, probability in predictions:
-        print(f"{name:{width}} {probability:7.2%}  {image}")
-    return 0
+        OUTPUT.say_json([each._asdict() for each in told])
+    width = max((len(each.class_name) for each in told if isinstance(each, Prediction)), default=0)
+    for each in told:
+        if not isinstance(each, Prediction):
+            print(f"lion-fast: {each.error}", file=sys.stderr)
+        elif not parsed.json:
+            OUTPUT.say(f"{each.class_name:{width}} {each.probability:7.2%}  {each.image}")
+    return 1 if any(not isinstance(each, Prediction) for each in told) else 0
 
 
 def _end_with_json(values: dict[str, Any], asked: bool) -> None:
     """Print `values` for a program: when asked to, or when no person looks at stdout."""
-    if asked or not sys.stdout.isatty():
-        Plain().say([json.dumps(values)])
+    if asked or not OUTPUT.is_terminal:
+        OUTPUT.say_json(values)
 
 
 def _doctor(arguments: Sequence[str]) -> int:
-    tyro.cli(DoctorArguments, args=arguments, prog="lion-fast doctor")
+    _parsed(DoctorArguments, arguments, "doctor")
 
     from lion_fast.training.machine.doctor import doctor
 
-    print("\n".join(doctor()))
+    OUTPUT.say("\n".join(doctor()))
     return 0
 
 
 def _study(arguments: Sequence[str]) -> int:
-    parsed = tyro.cli(StudyArguments, args=arguments, prog="lion-fast study")
+    parsed = _parsed(StudyArguments, arguments, "study")
     parsed.check()
 
     from lion_fast.report.results import study_as_stored
     from lion_fast.study.export import export_csv
-    from lion_fast.study.saying import say
     from lion_fast.study.status import status_lines, watch
     from lion_fast.study.studies import find_study
 
@@ -133,7 +160,7 @@ def _study(arguments: Sequence[str]) -> int:
         engine=parsed.engine,
         data_dir=parsed.data_dir,
     )
-    if parsed.status and sys.stdout.isatty():
+    if parsed.status and OUTPUT.can_draw:
         watch(study, parsed.out)
     elif parsed.status:
         say("\n".join(status_lines(study, parsed.out)))
@@ -164,7 +191,6 @@ def _run_study(study: "Study", parsed: StudyArguments) -> int:
     from lion_fast.report.comparisons import conclusion
     from lion_fast.report.results import read_study
     from lion_fast.study.runner import run_study
-    from lion_fast.study.saying import say
     from lion_fast.study.stopping import signal_of
 
     make_pool = None
@@ -183,6 +209,7 @@ def _run_study(study: "Study", parsed: StudyArguments) -> int:
             parsed.out,
             jobs=1 if parsed.jobs is None else parsed.jobs,
             make_pool=make_pool,
+            rerun_changed=parsed.rerun == "changed",
         )
     except KeyboardInterrupt as stop:
         return 128 + signal_of(stop)
@@ -191,13 +218,12 @@ def _run_study(study: "Study", parsed: StudyArguments) -> int:
 
 
 def _report(arguments: Sequence[str]) -> int:
-    parsed = tyro.cli(ReportArguments, args=arguments, prog="lion-fast report")
+    parsed = _parsed(ReportArguments, arguments, "report")
     if not parsed.subjects:
         raise UserError("report needs names of studies that have run: lion-fast report quickstart")
 
     from lion_fast.report.page import report_studies
     from lion_fast.report.results import read_study
-    from lion_fast.study.saying import say
     from lion_fast.study.studies import find_study
 
     names = dict.fromkeys(parsed.subjects)
@@ -205,6 +231,7 @@ def _report(arguments: Sequence[str]) -> int:
         [read_study(find_study(name), parsed.studies) for name in names],
         parsed.out,
         whole_paper=parsed.whole_paper,
+        card=parsed.card,
     )
     say("\n".join(map(str, written)))
     return 0
@@ -246,40 +273,57 @@ def _usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code.
 
-    0 done, 1 a run of a study failed, 2 bad input, 128 + n ended by signal n: 130 Ctrl-C, 143
-    SIGTERM, 129 SIGHUP, 141 the reader of stdout has gone.
+    0 done, 1 a run of a study failed or an image could not be read, 2 bad input, 128 + n ended by
+    signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 141 the reader of stdout has gone.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    guard_streams()
+    OUTPUT.loss = None
     try:
-        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
-        return code
+        try:
+            code = _dispatch(arguments)
+        finally:  # tyro ends a help with an exit
+            OUTPUT.flush()
     except SaidElsewhere:
         return 2
     except UserError as error:
-        print(f"lion-fast: {error}", file=sys.stderr)
+        complain(str(error))
         return 2
-    except BrokenPipeError:
-        silence_stdout()
-        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno in _NO_WAY and error.filename is not None:
-            print(f"lion-fast: cannot use {error.filename}: {error.strerror}", file=sys.stderr)
+            complain(f"cannot use {error.filename}: {error.strerror}")
             return 2
-        if error.errno not in _NO_ROOM:
+        # Of what tyro prints; all else goes through OUTPUT, which raises nothing.
+        if error.errno not in (*_NO_ROOM, errno.EPIPE):
             raise
-        silence_stdout()
-        print(f"lion-fast: cannot write the output: {error.strerror}", file=sys.stderr)
-        return 2
+        code = 0
+        OUTPUT.lose(error)
     except KeyboardInterrupt as interrupt:
         return 128 + getattr(interrupt, "signal_number", signal.SIGINT)
+    return _code_of_lost_output() if code == 0 and _lives_on_output(arguments) else code
+
+
+def _lives_on_output(arguments: Sequence[str]) -> bool:
+    """Whether what is printed is all that the command gives; of a run or a report files stay."""
+    return arguments[:1] not in (["train"], ["study"], ["report"])
+
+
+def _code_of_lost_output() -> int:
+    """Return the exit code of a command whose lines were lost, having said why, or 0."""
+    if OUTPUT.loss is None:
+        return 0
+    if OUTPUT.reader_has_gone:
+        return 128 + signal.SIGPIPE
+    complain(f"cannot write the output: {OUTPUT.loss.strerror}")
+    return 2
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_usage())
+        OUTPUT.say(_usage())
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        print(f"lion-fast {lion_fast.__version__}")
+        OUTPUT.say(f"lion-fast {lion_fast.__version__}")
         return 0
     name, *rest = arguments
     if name not in _COMMANDS:

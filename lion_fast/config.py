@@ -10,6 +10,7 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from lion_fast.errors import UserError
+from lion_fast.places import place
 
 Arch = Literal["densenet_ds", "resnet_ds"]
 Placement = Literal["side_tap", "residual"]
@@ -17,7 +18,7 @@ Init = Literal["he", "xavier", "lion_dg", "lsuv", "lion_lsuv", "fixup", "rezero"
 Engine = Literal["auto", "eager", "compile", "graph"]
 LoaderName = Literal["auto", "resident", "dali", "workers"]
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
-BackboneName = Literal["auto", "fused", "modules"]
+BackboneName = Literal["auto", "fused", "persistent", "modules"]
 BatchNorm = Literal["global", "local"]
 OptimizerName = Literal["adamw", "muon", "sgd"]
 ScheduleName = Literal["constant", "linear"]
@@ -36,17 +37,26 @@ def _field_of(role: Role, default: _Value) -> _Value:
 
 
 def numbers(default: _Value) -> _Value:
-    """Return a field that decides the course of training: data, network, loss, length, target."""
+    """Return a field that decides what is learned: data, network, loss, length, target.
+
+    A resumed run keeps it, and a study's runs are told apart by it.
+    """
     return _field_of("numbers", default)
 
 
 def execution(default: _Value) -> _Value:
-    """Return a field that decides how steps execute and what else is measured: a run's seconds."""
+    """Return a field that decides where and how steps execute and what else is measured.
+
+    A resumed run may be told it anew; its seconds, and the last digits of its numbers, then differ.
+    """
     return _field_of("execution", default)
 
 
 def housekeeping(default: _Value) -> _Value:
-    """Return a field that no result depends on: where things lie, what is saved and shown."""
+    """Return a field that no result depends on: where things lie, what is saved and shown.
+
+    A resumed run may be told it anew, and nothing differs.
+    """
     return _field_of("housekeeping", default)
 
 
@@ -153,7 +163,8 @@ class TrainConfig:
     backbone: BackboneName = execution("auto")
     """How densenet_ds trains: its modules, or one fused op whose dense blocks share batch
     statistics. auto takes the op where it was measured to be faster. fused with impl torch takes
-    the op's PyTorch reference, which runs everywhere."""
+    the op's PyTorch reference, which runs everywhere. persistent: the op in two launches, one image
+    a processor; no GPU has measured it."""
     steps_per_replay: int = execution(8)
     """With engine graph: training steps captured in one CUDA graph."""
     steps_per_run: int = execution(16)
@@ -172,6 +183,8 @@ class TrainConfig:
     it."""
     out: Path = housekeeping(Path("runs"))
     """Folder in which the run folder is made."""
+    rendezvous_timeout: float = housekeeping(600.0)
+    """Where several processes share a run: seconds to wait for all of them to start."""
     tensorboard: bool = housekeeping(False)
     """Also write TensorBoard event files to the run folder."""
 
@@ -180,6 +193,7 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             value = _typed(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
+        place(self.dataset)  # kept as it was typed, which tells the runs of a study apart
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= least):
@@ -215,7 +229,10 @@ class TrainConfig:
         }
 
     def check_resumable_as(self, other: "TrainConfig") -> None:
-        """Raise UserError that lists what `other` would change in a run started as `self`."""
+        """Raise UserError that lists what `other` would change of what a run as `self` learns.
+
+        The data set may lie elsewhere by now: its fingerprint says whether it is the same.
+        """
         before, after = self.to_dict(), other.to_dict()
         changed = [
             f"{name} {before[name]} -> {after[name]}"
@@ -275,8 +292,10 @@ def _typed(field: "dataclasses.Field[Any]", value: Any) -> Any:
         return int(value)
     if wanted is float and isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
-    if wanted in (str, Path) and isinstance(value, str | Path):
-        return wanted(value)
+    if wanted is Path and isinstance(value, str | Path):
+        return place(value)
+    if wanted is str and isinstance(value, str | Path):
+        return str(value)
     described = _WANTED.get(wanted, "a path")
     raise UserError(f"{field.name} is {value!r}: it must be {described}")
 
@@ -311,6 +330,7 @@ _LEAST: dict[str, float] = {
     "checkpoint_every": 0,
     "log_every": 1,
     "gradient_ratio_every": 0,
+    "rendezvous_timeout": 1,
 }
 
 # Torch's and numpy's generators take a seed of 63 bits; an image of more pixels than 4096x4096 is
@@ -320,8 +340,9 @@ _MOST: dict[str, int] = {"seed": 2**63 - 1, "image_size": 4096, "num_workers": 1
 # Fields that earlier versions wrote, with the one value that means what a run does today.
 REMOVED: dict[str, object] = {"fewer_launches": False}
 
-# What a resumed run may be told anew: how far to go, besides what no result depends on.
-FREE_ON_RESUME = fields_of("housekeeping") | {"max_steps"}
+# What a resumed run may be told anew: all but what is learned, how far to go, and where the images
+# lie, which are known by their fingerprint.
+FREE_ON_RESUME = fields_of("housekeeping") | fields_of("execution") | {"max_steps", "dataset"}
 
 PRESETS: dict[str, TrainConfig] = {
     "paper": TrainConfig(dataset="cifar10"),

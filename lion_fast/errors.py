@@ -13,5 +13,9 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+class OtherData(UserError):
+    """A run cannot go on with data that it was not trained on."""
+
+
 class SaidElsewhere(UserError):
     """Bad input that another process of the same run reports: this one ends without a word."""

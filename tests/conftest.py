@@ -70,6 +70,6 @@ def stripes(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def kernel_cache(tmp_path_factory):
-    """Folder for compiled kernels that the test processes of one session share."""
+    """Folder for compiled code that the test processes of one session share."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernel_cache"

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 import torch
-from stand_in import TESTS, needs_stand_in
+from stand_in import TESTS, caches, needs_stand_in
 from test_counts import PINNED, version
 
 from lion_fast.kernels.dense.aot import DENSENET, step_cases, step_names
@@ -49,8 +49,8 @@ def test_a_captured_step_launches_what_the_plan_lists_and_nothing_waits(tmp_path
     out = tmp_path / "counts.json"
     script = TESTS.parent / "bench/gpu/count_backbone.py"
     command = [sys.executable, str(script), "--tiny", "--out", str(out)]
-    caches = {"TRITON_CACHE_DIR": str(kernel_cache / "triton")}
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | caches
+    inherited = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env = inherited | caches(kernel_cache)
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(out.read_text())

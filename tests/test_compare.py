@@ -81,7 +81,7 @@ def test_the_same_tree_passes_and_a_benchmark_of_one_tree_is_named(trees, capsys
     [
         (["nowhere"], "nowhere is no commit"),
         (["nowhere.json"], "nowhere.json is no file"),
-        (["HEAD", "--rounds", "1"], "--rounds 1 tells nothing of noise"),
+        (["HEAD", "--rounds", "2"], "--rounds 2 tells too little of noise"),
     ],
 )
 def test_bad_input_gets_one_line(arguments, words, capsys):

@@ -31,7 +31,7 @@ def test_the_walk_comes_by_every_stage_and_through_what_it_calls(stays):
             "Stages.supply",
             "Stages.load",
             "open_data",
-            "read_arrays",
+            "load_image_set",
             "Stages.build",
             "build_model",
         ),

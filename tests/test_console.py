@@ -30,6 +30,7 @@ SUMMARY = {
     "train_seconds": 1.0,
     "total_seconds": 1.0,
     "run": "runs/a",
+    "stopped_seconds": 0.0,
 }
 
 
@@ -52,6 +53,7 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
     assert isinstance(make_console(10), Plain)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     assert isinstance(make_console(10), Live)
 
 

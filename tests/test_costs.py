@@ -1,56 +1,49 @@
-"""What has not been run: counted where the counts lie, and told with its price and command."""
+"""What has not been run: told with its command and its price, by steps that were measured."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
-import torch
 from study_runs import fill
-from torch.utils.flop_counter import FlopCounterMode
 
 from lion_fast.cli import main
-from lion_fast.config import TrainConfig
-from lion_fast.models import build_model
-from lion_fast.report.costs import COUNTS, cost_text
+from lion_fast.report.costs import CARDS, cost_text
 from lion_fast.report.results import read_study
 from lion_fast.report.statements import STATEMENTS, command_of, judge_all, studies_not_run
 from lion_fast.study.studies import STUDIES
+from report.cards import read_card, runs_by_recipe
 
-COUNTED = Path(__file__).parent.parent / "bench" / "results" / "counts"
-
-
-@pytest.mark.parametrize("arch", COUNTS)
-def test_costs_are_the_committed_counts(arch):
-    counted = json.loads((COUNTED / "H100.json").read_text())["counts"]
-    (counts,) = (each for each in counted if each["arch"] == arch)
-    assert counts["batch_size"] == 128
-    graph = counts["engines"]["graph"]
-    assert COUNTS[arch].launches == sum(graph["launches"].values())
-    assert COUNTS[arch].bytes_moved == sum(graph["bytes"].values())
+GPU = Path(__file__).parent.parent / "bench" / "results" / "gpu"
 
 
-@pytest.mark.parametrize("arch", COUNTS)
-def test_costs_count_three_forward_passes_of_operations(arch):
-    with torch.device("meta"):
-        model, images = (
-            build_model(TrainConfig(arch=arch), 10, (32, 32)),
-            torch.empty(128, 3, 32, 32),
-        )
-    with FlopCounterMode(display=False) as counter:
-        model(images)
-    assert COUNTS[arch].operations == 3 * counter.get_total_flops()
+@pytest.mark.parametrize(
+    ("arch", "recipe"), [("densenet_ds", "dense3000fused"), ("resnet_ds", "resnet3000")]
+)
+def test_the_steps_of_a_card_are_the_committed_runs(arch, recipe):
+    times = CARDS["H200"]
+    runs = runs_by_recipe(read_card(GPU.parents[2] / times.source))
+    found = [run["ms"] for (name, _), each in runs.items() if name == recipe for run in each]
+    assert times.milliseconds[arch] == round(median(found), 3)
 
 
-def test_a_cost_is_steps_times_the_floor_and_times_the_cpu_s_median(tmp_path):
+def test_a_cost_is_steps_times_the_card_s_median_and_times_the_cpu_s(tmp_path):
     study = STUDIES["table6"]
     fill(study, tmp_path, lambda c: {"step_milliseconds_median": 360.0})
-    config = replace(study.base, max_steps=1000)
-    minutes = 2 * 1000 * COUNTS["densenet_ds"].floor_seconds / 60
-    text = cost_text([config, config], [read_study(study, tmp_path)])
-    assert text == f"needs {minutes:.3f} to 1.7 GPU minutes (2 runs), or 0.20 CPU hours"
+    config = replace(study.base, max_steps=50_000)
+    text = cost_text([config, config], [read_study(study, tmp_path)], "H200")
+    assert text == "needs 2.0 minutes on an H200 (2 runs), or 10 CPU hours"
     resnet = replace(config, arch="resnet_ds")
-    assert "CPU" not in cost_text([config, resnet], [read_study(study, tmp_path)])
+    text = cost_text([config, resnet], [read_study(study, tmp_path)], "H200")
+    assert text == "needs 3.0 minutes on an H200 (2 runs)"
+
+
+def test_a_card_that_was_not_measured_has_no_costs(tmp_path, capsys):
+    fill(STUDIES["table6"], tmp_path, lambda c: {"steps_to_target": 1000})
+    options = ["--studies", str(tmp_path), "--out", str(tmp_path / "report"), "--card", "A100"]
+    assert main(["report", "table6", "--whole-paper", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'A100', which was not measured: take one of H200" in line
 
 
 def test_the_whole_paper_leaves_no_statement_silent(tmp_path):
@@ -94,4 +87,7 @@ def test_a_report_of_the_whole_paper_has_every_row_and_its_command(tmp_path, cap
     table = page.partition("#### Evidence")[0].splitlines()
     assert sum("`lion-fast study " in line for line in table) == len(STATEMENTS)
     assert "Statements not tested" not in page
-    assert "`lion-fast study alpha`" in page and "predicted, not measured" in page
+    assert (
+        "`lion-fast study alpha`" in page
+        and "minutes on an H200 are steps x the median step measured there" in page
+    )

@@ -27,6 +27,9 @@ from lion_fast.kernels.dense.statistics import _statistics
 interpreted = pytest.mark.skipif(
     DEVICE.type == "cuda", reason="needs Triton's interpreter: on a GPU maps are two bytes wide"
 )
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA GPU: tensor cores, at the sizes of a run"
+)
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
     pytest.mark.filterwarnings("ignore:Deterministic behavior was enabled"),
@@ -193,3 +196,36 @@ def test_statistics_keep_their_digits_where_the_mean_is_a_thousand_deviations(pa
         out[1, 20:28].double(), exact.var(0, unbiased=False), rtol=1e-4, atol=0
     )
     assert torch.equal(known[:, 20:28], out[:, 20:28]) and (out[:, :20] == 5.0).all()
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_at_the_sizes_of_a_run_gradients_lie_no_farther_from_fp64_than_autocast_s(dtype):
+    setting = Setting(
+        batch=128, height=32, width=32, block_layers=6, channels_last=True, dtype=dtype
+    )  # fmt: skip
+    truth, stock = modules_run(setting, torch.float64), modules_run(setting, dtype)
+    ours = kernels_run(setting)
+    assert max(relative_errors(ours.pooled, truth.pooled)) < 5e-3
+    errors = relative_errors(ours.grads, truth.grads)
+    allowed = relative_errors(stock.grads, truth.grads)
+    # Two ways to round: equal on average, and for the worst of 61 parameters the chance of one.
+    assert statistics.median(errors) <= statistics.median(allowed)
+    assert max(errors) <= 1.1 * max(allowed)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_beside_a_busy_stream_forty_runs_give_the_same_bits(dtype):
+    """Programs then meet in another order, which no sum may depend on."""
+    setting = Setting(
+        batch=128, height=32, width=32, block_layers=6, channels_last=True, dtype=dtype
+    )  # fmt: skip
+    first, side = kernels_run(setting), torch.cuda.Stream()
+    noise = torch.randn(4096, 4096, device=DEVICE)
+    for i in range(40):
+        if i >= 20:
+            with torch.cuda.stream(side):
+                noise @ noise
+        for a, b in zip(first, run_kernels(setting), strict=True):
+            assert all(map(torch.equal, a, b)), i

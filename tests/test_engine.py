@@ -1,5 +1,6 @@
 """How steps are executed must not change what they compute."""
 
+import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,12 @@ from lion_fast.training.step.engine import StepEngine
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(),
     reason="needs a CUDA GPU: CUDA graphs and tensor cores",
+)
+
+
+needs_dali = pytest.mark.skipif(
+    importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None,
+    reason="needs NVIDIA DALI: pip install 'lion-fast[dali]'",
 )
 
 
@@ -60,7 +67,7 @@ def test_reading_the_meter_late_changes_nothing_but_where_a_run_stops(config, mo
 
 
 @needs_gpu
-@pytest.mark.parametrize("loader", ["resident", "workers", "dali"])
+@pytest.mark.parametrize("loader", ["resident", "workers", pytest.param("dali", marks=needs_dali)])
 @pytest.mark.parametrize("graph_compile", [False, True])
 @pytest.mark.parametrize("steps_per_replay", [1, 8])
 def test_a_captured_graph_repeats_the_eager_steps(config, loader, graph_compile, steps_per_replay):
@@ -137,6 +144,7 @@ def test_the_compiled_engine_learns_cifar10_like_the_eager_one(cifar):
     assert compiled.train_accuracy == pytest.approx(eager.train_accuracy, abs=0.03)
 
 
+@needs_dali
 @needs_gpu
 @pytest.mark.slow
 def test_no_faster_setting_moves_the_crossing_out_of_the_seeds_spread(cifar):

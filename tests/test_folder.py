@@ -1,5 +1,8 @@
 """Folders of encoded images: listing, decoding, resizing, skipping."""
 
+import dataclasses
+import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from lion_fast.data.decode import decode_image
 from lion_fast.data.encoded import open_encoded
 from lion_fast.data.folder import list_image_folder, read_image_folder
 from lion_fast.data.images import ImageSet
-from lion_fast.data.open import load_image_set, open_data
+from lion_fast.data.open import load_image_set, open_data, open_test_data
 from lion_fast.errors import UserError
 
 
@@ -61,7 +64,7 @@ def test_listing_is_ordered_by_class_then_file_whatever_the_disk_says(root):
     ]
     assert listing.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert len(listing.train.paths) == 12
-    assert listing.train.labels.dtype == torch.int64
+    assert listing.train.labels.dtype == np.int64
 
 
 def test_png_round_trip_is_exact(root):
@@ -284,3 +287,83 @@ def test_single_class_and_tiny_images_are_refused(root, tmp_path):
     assert "the only class is 'dot': a classifier needs two" in refusal(tmp_path / "one")
     Image.fromarray(NOISE[:7]).save(root / "train" / "Circle" / "0.png")
     assert "images are 7x10 pixels, but the networks need 8x8" in refusal(root)
+
+
+@pytest.mark.parametrize("loader", ["resident", "dali"])
+def test_a_first_image_far_smaller_than_the_rest_is_refused_before_any_is_loaded(root, loader):
+    for path in root.rglob("*.png"):
+        if path != root / "train" / "Circle" / "0.png":
+            Image.fromarray(pixels(size=(120, 100))).save(path)
+    with pytest.raises(UserError) as caught:
+        open_data(TrainConfig(dataset=str(root)), loader)
+    message = str(caught.value)
+    assert f"{root / 'train' / 'Circle' / '0.png'} is 12x10 pixels" in message
+    assert "most other images about 120x100" in message and "--image-size 120" in message
+    images = open_data(TrainConfig(dataset=str(root), image_size=100), loader)
+    assert images.image_size == (100, 100)
+
+
+@pytest.mark.parametrize("loader", ["resident", "dali"])
+def test_unlabelled_test_images_give_way_to_a_validation_split_and_are_counted(root, loader):
+    (root / "test").rename(root / "val")
+    (root / "test").mkdir()
+    for index in range(5):
+        Image.fromarray(pixels(index)).save(root / "test" / f"{index}.png")
+    images = open_data(TrainConfig(dataset=str(root)), loader)
+    assert images.num_test == 6
+    assert "5 skipped (5 in a test/ without class folders)" in images.describe()
+    again = open_test_data(TrainConfig(dataset=str(root)), images.facts())
+    assert again.num_test == 6
+
+
+def respell(root, split, form):
+    """The class folder dot of a split, called caf(e acute) in one Unicode spelling."""
+    (root / split / "dot").rename(root / split / unicodedata.normalize(form, "caf\u00e9"))
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_a_class_is_one_in_either_unicode_spelling(root, forms):
+    respell(root, "train", forms[0])
+    respell(root, "test", forms[1])
+    images = load(root)
+    assert images.class_names == ("Circle", "caf\u00e9", "square")
+    assert images.test_labels.tolist() == [0, 0, 1, 1, 2, 2]
+    told = dataclasses.replace(
+        images.facts(), class_names=("Circle", "cafe\u0301", "square"), train_fingerprint="0" * 40
+    )
+    assert open_test_data(TrainConfig(dataset=str(root)), told).num_test == 6
+
+
+def test_two_spellings_of_one_class_in_a_split_are_refused(root):
+    respell(root, "train", "NFC")
+    (root / "train" / "square").rename(root / "train" / "cafe\u0301")
+    assert "holds two folders called 'caf\u00e9', in two Unicode spellings" in refusal(root)
+
+
+@pytest.mark.parametrize("loader", ["resident", "dali"])
+def test_classes_kept_without_a_test_image_are_refused_before_anything_is_read(root, loader):
+    for name in ("Circle", "dot"):
+        shutil.rmtree(root / "test" / name)
+    words = "num_classes is 2, and .* has no test image of the first 2 classes .Circle, dot.: raise"
+    with pytest.raises(UserError, match=words):
+        load(root, num_classes=2)
+    facts = dataclasses.replace(load(root).facts(), class_names=("Circle", "dot"))
+    with pytest.raises(UserError, match="no test image of the run's 2 classes"):
+        open_test_data(TrainConfig(dataset=str(root), num_classes=2), facts)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_called_like_a_built_in_set_is_not_passed_over_without_a_word(
+    root, monkeypatch, kind
+):
+    monkeypatch.chdir(root.parent)
+    if kind == "folder":
+        root.rename(root.with_name("digits"))
+    else:
+        root.with_name("digits").write_text("")
+    images = load_image_set(TrainConfig(dataset="digits"))
+    assert images.num_classes == 10
+    said = f"; the built-in set, not the {kind} of that name here: --dataset ./digits means that"
+    assert images.describe().endswith(said)
+    if kind == "folder":
+        assert load_image_set(TrainConfig(dataset="./digits")).class_names[0] == "Circle"

@@ -9,7 +9,7 @@ from torch import nn
 
 from lion_fast.cli import main
 from lion_fast.errors import UserError
-from lion_fast.init import gradinit_, he_
+from lion_fast.init import gradinit_, he_, initialize_
 from lion_fast.models import densenet_ds, resnet_ds
 from lion_fast.training.step.losses import LossOptions
 
@@ -156,8 +156,36 @@ def test_an_unknown_order_of_logits_is_asked_for():
     with pytest.raises(UserError, match="which output of MainFirst is the main one.*pass main="):
         learnt(MainFirst(first))
     expected = learnt(MODELS["densenet"]())
-    assert same(learnt(MainFirst(first), main=0), expected)
+    for said in (0, -3, "0", [0]):
+        assert same(learnt(MainFirst(first), main=said), expected)
     assert same(learnt(MainFirst(lambda main, aux: (*aux, main)), main=-1), expected)
+
+
+@pytest.mark.parametrize("main", ["out", "out.0", 3, -4, [0, 1]])
+def test_a_main_output_that_is_none_is_refused_before_a_weight_is_touched(main):
+    model = MainFirst(lambda main, aux: (main, *aux))
+    before = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(UserError, match=r"main=.* is no output of MainFirst.*'0' \(2, 10\), '1'"):
+        initialize_(model, "gradinit", *learnable(), main=main)
+    assert same(model.parameters(), before)
+
+
+def test_the_main_output_may_be_named_by_its_key():
+    def keyed(main, aux):
+        return {"a": aux[0], "scores": main, "b": aux[1]}
+
+    expected = learnt(MODELS["densenet"]())
+    assert same(learnt(MainFirst(keyed), main="scores"), expected)
+
+
+def test_heads_that_a_model_does_not_return_keep_hes_weights():
+    def alone(main, aux):
+        return main
+
+    hes = he_(MainFirst(alone), seeded()).inner.heads.aux
+    model = MainFirst(alone)
+    assert same(learnt(model, main=0), learnt(MainFirst(alone)))
+    assert same(model.inner.heads.aux.parameters(), hes.parameters())
 
 
 def test_the_runs_own_loss_decides():

@@ -15,6 +15,7 @@ from heads_inputs import (
 from hypothesis import given, settings, strategies as st
 
 from lion_fast.kernels import deep_supervision_loss, deep_supervision_loss_ref
+from lion_fast.kernels.heads.aot import DENSENET_TAPS
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
@@ -303,3 +304,18 @@ def test_same_inputs_give_the_same_bits():
     first, second = (outputs_and_gradients(inputs, "triton") for _ in range(2))
     for name in first:
         assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a CUDA GPU: programs meet in any order")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_classes", [10, 100, 1000])
+@pytest.mark.parametrize("batch_size", [67, 128, 2048])
+def test_at_the_sizes_of_a_run_thirty_runs_are_exact_and_the_same_bits(
+    batch_size, num_classes, dtype
+):
+    inputs = make_inputs(batch_size, num_classes, DENSENET_TAPS, dtype)
+    assert_as_exact_as_torch(inputs)
+    first = outputs_and_gradients(inputs, "triton")
+    for i in range(29):
+        again = outputs_and_gradients(inputs, "triton")
+        assert all(torch.equal(first[name], again[name]) for name in first), i

@@ -328,3 +328,42 @@ def test_importing_the_sources_imports_no_dataset_library():
         "print([m for m in ('sklearn', 'scipy', 'torchvision', 'nvidia.dali') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_npz_beyond_the_memory_is_refused_by_its_headers_with_advice_that_helps(tmp_path):
+    path = tmp_path / "vast.npz"
+    splits = {"train": 10**6, "test": 10}
+    with zipfile.ZipFile(path, "w") as archive:
+        for split, num in splits.items():
+            for key, shape in ((f"x_{split}", (num, 2000, 2000, 3)), (f"y_{split}", (num,))):
+                with archive.open(f"{key}.npy", "w") as member:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(member, header)
+    message = refusal(path)
+    assert f"{path}: its images take 11,17" in message and "GiB, and this machine has" in message
+    assert "image folder, which --loader dali leaves on disk" in message
+    assert "batch" not in message and "\n" not in message
+
+
+def test_npz_that_finds_no_memory_after_all_is_refused_with_the_same_advice(save, monkeypatch):
+    path = save()
+    monkeypatch.setattr("lion_fast.data.npz.check_bytes", lambda *_: None)
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("numpy.lib.npyio.NpzFile.__getitem__", full)
+    message = refusal(path)
+    assert "do not fit in the memory that is free: keep fewer of them" in message
+
+
+def test_npz_class_names_are_one_in_either_unicode_spelling(save):
+    names = np.array(["caf\u00e9", "cafe\u0301", "square"])
+    assert "holds a name twice" in refusal(save(class_names=names))
+
+
+def test_a_list_beyond_the_memory_is_refused_at_its_first_image(monkeypatch):
+    monkeypatch.setattr("lion_fast.data.memory.memory_limit_bytes", lambda: 5000)
+    images = [(np.zeros((30, 30, 3), np.uint8), 0)] * 2
+    with pytest.raises(UserError, match="train: 2 images of 30x30 pixels take .*: keep fewer"):
+        ImageSet.from_datasets(images, images)

@@ -56,14 +56,16 @@ def only_run(config):
 def handlers_are_left_as_they_were():
     # Under nohup SIGHUP is ignored from the start, and a run leaves an ignored signal ignored.
     found = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in numbers]
     yield
     assert [signal.getsignal(number) for number in numbers] == before
     signal.signal(signal.SIGHUP, found)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+)
 def test_every_way_to_say_stop_saves_and_a_resumed_run_ends_as_if_never_stopped(config, number):
     console = Listener(lambda: signal.raise_signal(number))
     with pytest.raises(Interrupted) as caught:
@@ -85,11 +87,11 @@ def test_a_signal_during_a_validation_loses_nothing(config, monkeypatch, at_vali
     whole = train(config).run
     validate, calls = loop.validate, []
 
-    def stopped(model, images, resolved, between_batches):
+    def stopped(model, images, resolved, batch_size, between_batches):
         calls.append(None)
         if len(calls) == at_validation:
             signal.raise_signal(signal.SIGTERM)
-        return validate(model, images, resolved, between_batches)
+        return validate(model, images, resolved, batch_size, between_batches)
 
     monkeypatch.setattr(loop, "validate", stopped)
     with pytest.raises(Interrupted):
@@ -136,6 +138,21 @@ def test_a_signal_that_was_ignored_stays_ignored():
             signals.check()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_warning_signal_that_the_caller_uses_or_ignores_stays_the_callers():
+    heard = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: heard.append("mine"))
+    ignored = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signal.raise_signal(signal.SIGUSR1)
+            signal.raise_signal(signal.SIGUSR2)
+            signals.check()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGUSR2, ignored)
+    assert heard == ["mine"]
 
 
 def test_the_final_checkpoint_stands_before_the_final_validation(config, monkeypatch):

@@ -1,9 +1,13 @@
 """ImageSet.from_tensors and from_datasets: the caller's own data."""
 
+from fractions import Fraction
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import ConcatDataset, Subset
 
 from lion_fast.data.images import ImageSet
 from lion_fast.errors import UserError
@@ -114,3 +118,174 @@ def test_tiny_tensors_are_refused_by_name():
     tiny = np.ascontiguousarray(TRAIN[:, :7])
     with pytest.raises(UserError, match="tensors: images are 7x11 pixels"):
         ImageSet.from_tensors(torch.from_numpy(tiny), TRAIN_LABELS, TEST[:, :7], TEST_LABELS)
+
+
+CLASSES = ("cat", "dog", "emu")
+
+
+def named(images, labels, classes):
+    data = Listed(images, labels)
+    data.classes = list(classes)
+    return data
+
+
+class Features(list):
+    """Items with the schema that Hugging Face's sets have."""
+
+    def __init__(self, items, names):
+        super().__init__(items)
+        self.features = {"image": None, "label": SimpleNamespace(names=list(names))}
+
+
+def features(images, labels, classes):
+    items = zip(images, labels, strict=True)
+    rows = [{"image": image.numpy(), "label": int(label)} for image, label in items]
+    return Features(rows, classes)
+
+
+@pytest.mark.parametrize("make", [named, features])
+@pytest.mark.parametrize("held", [CLASSES, CLASSES[1:], ("emu", "cat")])
+def test_test_images_belong_to_the_class_of_their_name(make, held):
+    kept = [row for row in range(6) if CLASSES[TEST_LABELS[row]] in held]
+    labels = [held.index(CLASSES[TEST_LABELS[row]]) for row in kept]
+    images = ImageSet.from_datasets(
+        make(TRAIN, TRAIN_LABELS, CLASSES), make(TEST[kept], labels, held)
+    )
+    assert images.class_names == CLASSES
+    assert torch.equal(images.test_labels, TEST_LABELS[kept])
+
+
+def test_classes_in_two_unicode_spellings_are_one():
+    composed, taken_apart = ("caf\u00e9", "dog", "emu"), ("emu", "cafe\u0301", "dog")
+    images = ImageSet.from_datasets(
+        named(TRAIN, TRAIN_LABELS, composed), named(TEST, (TEST_LABELS + 1) % 3, taken_apart)
+    )
+    assert torch.equal(images.test_labels, TEST_LABELS)
+
+
+def test_a_part_of_a_set_keeps_its_classes():
+    whole = named(TRAIN, TRAIN_LABELS, CLASSES)
+    of_test = named(TEST, (TEST_LABELS + 2) % 3, ("dog", "emu", "cat"))
+    train = Subset(ConcatDataset([Subset(whole, range(6)), Subset(whole, range(6, 12))]), range(12))
+    images = ImageSet.from_datasets(train, Subset(of_test, range(6)))
+    assert images.class_names == CLASSES
+    assert torch.equal(images.test_labels, TEST_LABELS)
+
+
+def test_given_names_rename_the_classes_of_train_and_test_alike():
+    train = named(TRAIN, TRAIN_LABELS, CLASSES)
+    test = named(TEST, (TEST_LABELS + 2) % 3, ("dog", "emu", "cat"))
+    images = ImageSet.from_datasets(train, test, class_names=["x", "y", "z"])
+    assert images.class_names == ("x", "y", "z")
+    assert torch.equal(images.test_labels, TEST_LABELS)
+    bare = Listed(TRAIN)
+    assert torch.equal(
+        ImageSet.from_datasets(bare, test, class_names=CLASSES).test_labels, TEST_LABELS
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        (CLASSES, ("cat", "eel", "fox"), "classes that train lacks: eel, fox; train has cat, dog"),
+        (CLASSES, ("dog", "emu"), r"test\[2\] has the label 2, and test.classes names 2 classes"),
+        (("cat", "cat", "emu"), CLASSES, "train.classes holds 'cat' twice"),
+        (("caf\u00e9", "cafe\u0301", "emu"), CLASSES, "train.classes holds .* twice"),
+    ],
+)
+def test_classes_that_do_not_belong_together_are_refused_by_name(train, test, words):
+    with pytest.raises(UserError, match=words):
+        ImageSet.from_datasets(named(TRAIN, TRAIN_LABELS, train), named(TEST, TEST_LABELS, test))
+
+
+def test_joined_sets_of_other_classes_are_refused():
+    parts = [named(TRAIN, TRAIN_LABELS, names) for names in (CLASSES, ("dog", "emu", "fox"))]
+    with pytest.raises(UserError, match="train joins sets that number different classes"):
+        ImageSet.from_datasets(ConcatDataset(parts), Listed(TEST))
+
+
+def test_synonyms_and_numbers_name_classes_as_words():
+    synonyms = named(TRAIN, TRAIN_LABELS, [("tench", "Tinca tinca"), 7, np.str_("emu")])
+    assert ImageSet.from_datasets(synonyms, Listed(TEST)).class_names == (
+        "tench, Tinca tinca", "7", "emu",
+    )  # fmt: skip
+    array = Listed(TRAIN)
+    array.classes = np.array(CLASSES)
+    assert ImageSet.from_datasets(array, Listed(TEST)).class_names == CLASSES
+
+
+ITEMS = {
+    "triple": lambda image, label: (image, label, "more"),
+    "list": lambda image, label: [image, label],
+    "dictionary": lambda image, label: {"image": image, "label": label},
+    "of Hugging Face's CIFAR": lambda image, label: {"img": image, "fine_label": label, "id": 1},
+    "with an absent value": lambda image, label: {"image": image, "labels": label, "label": None},
+    "float": lambda image, label: (image, float(label)),
+    "0-d array": lambda image, label: (image, np.int16(label)),
+    "0-d tensor": lambda image, label: (image, torch.tensor(label, dtype=torch.bfloat16)),
+    "array of one": lambda image, label: (image, np.array([label])),
+    "fraction": lambda image, label: (image, Fraction(2 * label, 2)),
+}
+
+
+@pytest.mark.parametrize("form", ITEMS)
+def test_items_of_every_sensible_form_are_the_same_set(form):
+    item = ITEMS[form]
+    train, test = (
+        [item(image, int(label)) for image, label in zip(images, labels, strict=True)]
+        for images, labels in ((TRAIN, TRAIN_LABELS), (TEST, TEST_LABELS))
+    )
+    assert_is_the_set(ImageSet.from_datasets(train, test))
+
+
+BAD_ITEMS = {
+    "half": ((TRAIN[0], 0.5), r"train\[1\] has the label 0.5: a label is the number"),
+    "string": ((TRAIN[0], "cat"), "has the label 'cat': .*names: their position"),
+    "digit": ((TRAIN[0], "1"), "has the label '1'"),
+    "NaN": ((TRAIN[0], float("nan")), "has the label nan"),
+    "infinite": ((TRAIN[0], float("inf")), "has the label inf"),
+    "None": ((TRAIN[0], None), "has the label None"),
+    "negative": ((TRAIN[0], -1), "has the label -1"),
+    "huge": ((TRAIN[0], 10**30), "has the label 10000"),
+    "complex": ((TRAIN[0], 1j), "has the label 1j"),
+    "one-hot": ((TRAIN[0], torch.eye(3)[1]), "one-hot labels: label.argmax"),
+    "one-hot list": ((TRAIN[0], [0, 1, 0]), "one-hot labels"),
+    "dict without a label": ({"image": TRAIN[0], "id": 3}, "has the keys image, id: give"),
+    "dict of two images": ({"image": 1, "img": 2, "label": 0}, "has the keys image, img, label"),
+    "one part": ((TRAIN[0],), "has 1 parts: give an image and its label"),
+    "no pair": (TRAIN[0], r"train\[1\] is a Tensor: give an image and its label"),
+    "None at all": (None, "is a NoneType"),
+    "bf16": ((TRAIN[0].bfloat16(), 0), "is bfloat16: give PIL or uint8 images"),
+    "a number": ((3, 0), "is int: give PIL"),
+    "nowhere": (("nowhere.png", 0), "nowhere.png cannot be decoded"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ITEMS)
+def test_items_that_cannot_be_meant_are_refused_with_their_index(name):
+    item, words = BAD_ITEMS[name]
+    train = [(TRAIN[0], 0), item, (TRAIN[1], 1)]
+    with pytest.raises(UserError, match=words) as caught:
+        ImageSet.from_datasets(train, Listed(TEST))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_has_no_length_is_refused():
+    with pytest.raises(UserError, match="train is a generator: it must be map-style"):
+        ImageSet.from_datasets((item for item in ()), Listed(TEST))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"labels": ["cat"] * 12}, "train_labels is list, no array of numbers"),
+        ({"labels": None}, "train_labels is NoneType, no array of numbers"),
+        ({"train": TRAIN.bfloat16()}, "train_images is bfloat16, no array of numbers"),
+        ({"train": "photos/"}, "train_images is str, no array of numbers"),
+        ({"class_names": ["cat", "cat", "emu"]}, "class_names holds 'cat' twice"),
+    ],
+)
+def test_tensors_of_what_are_no_numbers_are_refused_in_one_line(changed, words):
+    with pytest.raises(UserError, match=words) as caught:
+        from_tensors(**changed)
+    assert len(str(caught.value).splitlines()) == 1

@@ -24,13 +24,12 @@ def by_seed(*values):
 
 
 def headline(of_seed=lambda seed: True):
-    """Steps of LION-DG and of He-init in the committed exports."""
-    steps = {"lion_dg": {}, "he": {}, "lsuv": {}, "lion_lsuv": {}}
-    for name in ("table6", "headline-1001-1007"):
-        with open(STUDIES / name / "summaries.csv", newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if of_seed(int(row["seed"])):
-                    steps[row["init"]][int(row["seed"])] = float(row["steps_to_target"])
+    """Steps of LION-DG and of He-init in the committed export."""
+    steps = {"lion_dg": {}, "he": {}}
+    with open(STUDIES / "headline" / "summaries.csv", newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if of_seed(int(row["seed"])):
+                steps[row["init"]][int(row["seed"])] = float(row["steps_to_target"])
     return steps["lion_dg"], steps["he"]
 
 

@@ -179,7 +179,7 @@ def test_a_target_that_some_runs_miss_gives_no_mean_and_no_test(tmp_path):
     fill(QUICKSTART, tmp_path, sometimes)
     report(tmp_path, "quickstart")
     text = page(tmp_path)
-    assert line_of(text, "lion_dg", "2 of 3").startswith("| lion_dg | 2 of 3 | – |")
+    assert line_of(text, "| lion_dg", "2 of 3").startswith("| lion_dg | 2 of 3 | – |")
     assert "not compared: 1 of 6 runs have no value" in text
     assert "not reached" in line_of(text, "lion_dg", "203")
 

@@ -1,5 +1,6 @@
 """A step that earlier runs have set up trains the next one as if it had been set up for it."""
 
+import itertools
 import json
 import time
 from dataclasses import replace
@@ -7,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from run_results import results, table
 from stand_in import needs_stand_in, outcomes
 
@@ -131,6 +133,23 @@ def test_data_that_changed_on_disk_are_read_again(config, stripes, tmp_path):
     config, cache = replace(config, dataset=str(path)), StepCache()
     train(config, reuse=cache)
     np.savez(path, **{**arrays, "x_train": 255 - arrays["x_train"]})
+    after = train(config, reuse=cache)
+    assert not after.reused
+    assert_same(outcome(after), outcome(train(config)))
+
+
+def test_a_file_of_a_folder_that_changed_in_place_is_read_again(config, tmp_path):
+    for split, label in itertools.product(("train", "test"), ("dark", "light")):
+        folder = tmp_path / "set" / split / label
+        folder.mkdir(parents=True)
+        for index in range(20):
+            Image.new("RGB", (8, 8), (20 * (label == "light") + index,) * 3).save(
+                folder / f"{index}.png"
+            )
+    config, cache = replace(config, dataset=str(tmp_path / "set")), StepCache()
+    train(config, reuse=cache)
+    assert train(config, reuse=cache).reused
+    Image.new("RGB", (8, 8), (250, 0, 0)).save(tmp_path / "set" / "train" / "dark" / "3.png")
     after = train(config, reuse=cache)
     assert not after.reused
     assert_same(outcome(after), outcome(train(config)))

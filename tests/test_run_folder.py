@@ -16,6 +16,7 @@ from run_results import results, table
 from test_interrupts import Listener
 
 from lion_fast.config import TrainConfig
+from lion_fast.data.sources import data_fingerprint
 from lion_fast.errors import UserError
 from lion_fast.training import evaluate, train
 from lion_fast.training.folder.checkpoint import NAME, load_checkpoint
@@ -283,3 +284,27 @@ def test_no_room_for_a_run_folder_is_one_line_and_leaves_none(config, monkeypatc
 
 def no_space(descriptor):
     raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["x" * 240, "\u0436" * 118, "a-\u00e9" * 60])
+def test_a_data_set_of_a_long_name_can_be_trained_on(config, tmp_path, name):
+    path = tmp_path / f"{name}.npz"
+    shutil.copy(config.dataset, path)
+    summary = train(replace(config, dataset=str(path), max_steps=2))
+    assert (summary.run / "summary.json").exists()
+    assert len(os.fsencode(summary.run.name)) < 230 and name[:20] in summary.run.name
+    assert summary.config["dataset"] == str(path)
+
+
+def test_a_config_that_an_editor_gave_a_byte_order_mark_is_read(config):
+    summary = train(replace(config, max_steps=2))
+    path = summary.run / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert len(evaluate(summary.run, device="cpu").accuracy_per_head) == 3
+    assert train(replace(config, max_steps=3), resume=summary.run).steps == 3
+
+
+def test_a_summary_says_which_data_the_run_saw(config):
+    summary = train(replace(config, max_steps=2))
+    told = json.loads((summary.run / "summary.json").read_text(encoding="utf-8"))
+    assert told["data_fingerprint"] == data_fingerprint(config)

@@ -13,6 +13,7 @@ RUNS = {
         'compile/tf32/resnet_ds/resident/placement="residual"',
         'graph/bf16/densenet_ds/workers/optimizer="muon"/schedule="linear"/lr_warmup_steps=9',
         "graph-eager/bf16/densenet_ds/resident/crop_padding=2",
+        'graph/bf16/densenet_ds/resident/backbone="fused"/growth_rate=8/block_layers=2',
         'graph-eager/fp16/resnet_ds/resident/optimizer="sgd"/schedule="linear"/lr_warmup_steps=9',
     ),
     "A100": (
@@ -20,7 +21,7 @@ RUNS = {
         "eager/bf16/resnet_ds/resident",
         "compile/bf16/densenet_ds/workers",
         "compile/fp16/densenet_ds/workers",
-        "graph/tf32/densenet_ds/workers",
+        'graph/tf32/densenet_ds/workers/impl="torch"',
         "graph/fp32/densenet_ds/resident/steps_per_replay=3",
         'graph-eager/tf32/densenet_ds/workers/impl="torch"',
     ),

@@ -1,4 +1,5 @@
 import csv
+import lzma
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,40 @@ def test_an_import_gives_back_what_was_exported(tmp_path):
         assert one.head_norms.keys() == other.head_norms.keys()
 
 
+def xz(path):
+    """Do what the command of that name does."""
+    path.with_name(f"{path.name}.xz").write_bytes(lzma.compress(path.read_bytes()))
+    path.unlink()
+
+
+def test_an_export_that_xz_made_small_is_read_and_replaced_by_the_next(tmp_path):
+    folder = exported(tmp_path)
+    for name in NAMES:
+        xz(folder / name)
+    (told,) = import_csv(STUDY, tmp_path / "here", [folder])
+    assert told.num_taken == 6
+    export_csv(STUDY, tmp_path / "here", folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-50], lambda whole: b"no such" + whole])
+def test_a_damaged_xz_file_is_refused_in_one_line(tmp_path, damage):
+    folder = exported(tmp_path)
+    xz(folder / NAMES[1])
+    path = folder / f"{NAMES[1]}.xz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match="cannot read the export"):
+        import_csv(STUDY, tmp_path / "here", [folder])
+
+
+def test_committed_results_stay_small():
+    """Tables that a person reads stay as they are; the large ones are xz's, and all fit 10 MiB."""
+    sizes = {path: path.stat().st_size for path in COMMITTED.parent.rglob("*") if path.is_file()}
+    assert sum(sizes.values()) <= 10 << 20
+    large = [path.name for path, size in sizes.items() if size > 200_000 and path.suffix == ".csv"]
+    assert large == [], "make them small with xz -9e"
+
+
 def test_a_column_of_an_option_that_is_gone_is_no_fact_of_the_environment(tmp_path):
     folder = exported(tmp_path)
     before = rows(folder / NAMES[0])
@@ -82,7 +117,7 @@ def test_a_run_that_is_here_already_stays_as_it_is(tmp_path):
     fill(STUDY, tmp_path / "here", lambda c: {"steps_to_target": 7} if c.seed == 42 else None)
     (told,) = import_csv(STUDY, tmp_path / "here", [folder])
     assert (told.num_taken, told.num_held) == (4, 2)
-    assert told.line() == f"{folder}: 4 taken, 2 here already"
+    assert told.line() == f"{folder}: 4 taken, 2 here already; data not known of 4"
     run = read_study(STUDY, tmp_path / "here").find(init="he", seed=42)[0]
     assert run.summary["steps_to_target"] == 7
 
@@ -176,11 +211,12 @@ def test_a_damaged_export_is_refused_in_one_line_and_none_of_it_taken(tmp_path, 
 
 
 def test_the_committed_exports_make_the_headline_of_ten_seeds(tmp_path, capsys):
-    folders = [str(COMMITTED / name) for name in ("table6", "headline-1001-1007")]
+    folders = [str(COMMITTED / name) for name in ("table6", "headline")]
     flags = ["--engine", "compile", "--stop-at-target", "--out", str(tmp_path)]
     assert main(["study", "headline", *flags, "--import", *folders]) == 0
     printed = capsys.readouterr().out
     assert "table6: 6 taken, 6 not of this study or failed" in printed
+    assert "headline: 14 taken, 6 here already" in printed
     assert main(["study", "headline", "--power", "--out", str(tmp_path)]) == 0
     assert "| lion_dg" in capsys.readouterr().out
     runs = read_study(STUDIES["headline"], tmp_path).runs

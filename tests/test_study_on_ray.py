@@ -17,7 +17,8 @@ from ray_runs import ONE, REAL
 from lion_fast.cli import main
 from lion_fast.config import TrainConfig
 from lion_fast.data.arrays import LabelledArrays
-from lion_fast.data.open import lend, load_image_set, read_arrays
+from lion_fast.data.open import load_image_set
+from lion_fast.data.sources import lend, read_arrays
 from lion_fast.errors import UserError
 from lion_fast.study.pools import cluster as ray_cluster, node
 from lion_fast.study.pools.connecting import check_answers
@@ -289,7 +290,7 @@ def test_a_node_has_room_for_as_many_runs_as_its_gpus_and_cpus_divide_into():
 
 
 def test_a_lent_data_set_is_the_same_and_its_file_need_not_exist(stripes, tmp_path, monkeypatch):
-    monkeypatch.setattr("lion_fast.data.open._LENT", {})
+    monkeypatch.setattr("lion_fast.data.sources._LENT", {})
     config = TrainConfig(dataset=str(tmp_path / "stripes.npz"))
     here = TrainConfig(dataset=str(stripes))
     with pytest.raises(UserError, match="no such file"):

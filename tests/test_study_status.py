@@ -52,7 +52,7 @@ def test_status_shows_runs_in_progress_and_the_time_left(tmp_path):
     wait_for(both_seen)
     process.communicate(timeout=60)
     assert "left" in lines[-1]
-    assert status_lines(STUDY, tmp_path)[-1] == "fake: 6 runs: 6 done"
+    assert status_lines(STUDY, tmp_path)[-1] == "fake: 6 runs: 6 done; data not known of 6"
 
 
 def test_the_time_left_counts_steps_and_jobs(tmp_path):

@@ -1,10 +1,12 @@
 """take_subset: fewer classes, fewer training images."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from lion_fast.config import TrainConfig
-from lion_fast.data.open import load_image_set, open_data
+from lion_fast.data.open import load_image_set, open_data, open_test_data
 from lion_fast.errors import UserError
 
 
@@ -71,3 +73,14 @@ def test_a_subset_that_cannot_be_is_refused(path, fields, words):
 def test_a_folder_that_stays_on_disk_cannot_be_thinned(tmp_path):
     with pytest.raises(UserError, match="take --loader resident"):
         open_data(TrainConfig(dataset=str(tmp_path), train_fraction=0.5), "dali")
+
+
+def test_classes_kept_without_a_test_image_are_refused(path):
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {"y_test": np.full(9, 2)})
+    with pytest.raises(UserError, match="num_classes is 2, and .* has no test image of the first"):
+        load(path, num_classes=2)
+    facts = load(path)[0].facts()
+    kept = dataclasses.replace(facts, class_names=facts.class_names[:2])
+    with pytest.raises(UserError, match="has no test image of the run's 2 classes: add some"):
+        open_test_data(TrainConfig(dataset=str(path), num_classes=2), kept)

@@ -1,4 +1,4 @@
-"""python -m report FILE... [--out DIR], run in bench/: benchmarks.md and pictures of JSON files."""
+"""python -m report FILE... [--out DIR], run in bench/: benchmarks.md, pictures and gpu.md."""
 
 import sys
 from collections.abc import Sequence
@@ -21,13 +21,15 @@ class _Arguments:
     """Folder for benchmarks.md and its pictures."""
     counts: tuple[Path, ...] = ()
     """JSON files of bench_counts.py, whose table ends the page."""
+    cards: tuple[Path, ...] = ()
+    """Folders of results/gpu, of which gpu.md is made."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the report and print its paths; return 2 on bad input."""
     parsed = tyro.cli(_Arguments, args=arguments, prog="python -m report")
     try:
-        written = report_benchmarks(parsed.files, parsed.out, parsed.counts)
+        written = report_benchmarks(parsed.files, parsed.out, parsed.counts, parsed.cards)
     except UserError as error:
         print(f"report: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lion_fast.errors import UserError
 from lion_fast.report.markdown import seconds
+from report.card_page import cards_page
 from report.counts import counts_section
 from report.plots import draw_all
 from report.results import (
@@ -21,33 +22,42 @@ TITLES = {name: about.title for name, about in CATALOGUE.items() if about.is_tim
 """Of benchmarks in order of appearance; others follow under their file's name."""
 
 
-def report_benchmarks(paths: Sequence[Path], out: Path, counts: Sequence[Path] = ()) -> list[Path]:
+def report_benchmarks(
+    paths: Sequence[Path], out: Path, counts: Sequence[Path] = (), cards: Sequence[Path] = ()
+) -> list[Path]:
     """Write `benchmarks.md` and its pictures to `out`; return what was written.
 
-    counts: files of bench/bench_counts.py. Raises UserError where no result file is given, one
-    cannot be read, or `out` cannot be written.
+    counts: files of bench/bench_counts.py. cards: folders of bench/gpu/card.py, which make a page
+    of their own, `gpu.md`. Raises UserError where no result file is given, one cannot be read, or
+    `out` cannot be written.
     """
     if not paths:
         raise UserError("report needs result files: give it bench/results/*.json")
     machines = by_machine(map(read_results, dict.fromkeys(paths)))
+    of_cards = {out / "gpu.md": cards_page(cards)} if cards else {}
     try:
         out.mkdir(parents=True, exist_ok=True)
         pictures = draw_all(machines, out)
         page = out / "benchmarks.md"
-        lines = [*_page(machines, pictures), *counts_section(counts)]
-        page.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines = [*_page(machines, pictures, bool(cards)), *counts_section(counts)]
+        for path, text in ({page: lines} | of_cards).items():
+            path.write_text("\n".join(text) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
-    return [page, *(path for path in pictures.values() if path)]
+    return [page, *of_cards, *(path for path in pictures.values() if path)]
 
 
-def _page(machines: Sequence[MachineResults], pictures: dict[str, Path | None]) -> Iterator[str]:
+def _page(
+    machines: Sequence[MachineResults], pictures: dict[str, Path | None], has_cards: bool
+) -> Iterator[str]:
     yield from ("## Benchmarks", "")
     for title, path in pictures.items():
         yield f"![{title}]({path.name})" if path else f"{title}: not measured."
         yield ""
     yield from (LEGEND, "")
-    if all(results.machine.is_cpu for results in machines):
+    if has_cards:
+        yield from ("What was found on a GPU stands in [gpu.md](gpu.md).", "")
+    elif all(results.machine.is_cpu for results in machines):
         yield from ("### GPU", "", "Not measured: none of the results comes from a GPU.", "")
     for results in machines:
         yield from _machine_section(results)

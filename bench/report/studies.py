@@ -6,6 +6,7 @@ into one report with every statement of the paper. Nothing is trained; the store
 needs are made in a temporary folder.
 
     lion-fast study NAME [flags] --out FOLDER --export bench/results/studies/NAME
+    xz -9e bench/results/studies/NAME/metrics.csv
     make studies-report
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from lion_fast.report.page import report_studies
 from lion_fast.report.results import StudyResults, read_study
-from lion_fast.study.export import NAMES
+from lion_fast.study.export import NAMES, open_table
 from lion_fast.study.grid import Study
 from lion_fast.study.importing import import_csv
 from lion_fast.study.studies import STUDIES
@@ -34,7 +35,7 @@ def as_run(study: Study, export: Path) -> Study:
 
     Raises SystemExit where no engine and end make all of them the study's.
     """
-    with open(export / NAMES[0], newline="", encoding="utf-8") as file:
+    with open_table(export / NAMES[0]) as file:
         rows = list(csv.DictReader(file))
     seeds = tuple(dict.fromkeys([*study.seeds, *(int(row["seed"]) for row in rows)]))
     keys = {row["key"] for row in rows}

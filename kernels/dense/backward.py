@@ -92,7 +92,7 @@ def _lanes(x, P: tl.constexpr, CW: tl.constexpr, WARPS: tl.constexpr):
 
 @triton.jit
 def _gamma_beta(affine, c, mask, C: tl.constexpr):
-    """A reader's gamma and beta of channels c, (1, CW) each."""
+    """Gamma and beta (1, CW) of one reader's channels c."""
     gamma = tl.load(affine + c, mask=mask, other=0.0)[None, :]
     return gamma, tl.load(affine + C + c, mask=mask, other=0.0)[None, :]
 
@@ -213,8 +213,8 @@ def _dense_group_bwd_kernel(
             at = (k_most // K * (C * K) + k_most % K)[:, None] + (c * K)[None, :]
             w_most = tl.load(w_u + at, mask=mask[None, :], other=0.0)
             at = (k_rest // K * (C * K) + k_rest % K)[:, None] + (c * K)[None, :]
-            in_weights = (k_rest < 9 * K)[:, None] & mask[None, :]
-            w_rest = tl.load(w_u + at, mask=in_weights, other=0.0)
+            in_rest = (k_rest < 9 * K)[:, None] & mask[None, :]
+            w_rest = tl.load(w_u + at, mask=in_rest, other=0.0)
             d = _dot(d_rest, w_rest, _dot(d_most, w_most, tl.zeros([P, CW], tl.float32)))
             gamma, beta = _gamma_beta(affine + u * (2 * C), c, mask, C)
             dz = tl.where(xhat * gamma + beta > 0, d, 0.0)

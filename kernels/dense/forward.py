@@ -229,8 +229,10 @@ def _dense_transition_kernel(
 ):  # fmt: skip
     """out[0 ... OUT] = conv1x1(avgpool2(relu(norm(map)))). Grid: (PROGRAMS,).
 
-    Averages first, as the two commute: a quarter of the products. weights: (C, OUT). H, W and N are
-    the map's; P positions are out's.
+    Averages first, as the two commute: a quarter of the products. Rounded to the maps' dtype the
+    averages would move gradients further than autocast does, whose roundings the pooling averages,
+    so what rounding takes away is multiplied as well (docs/measured.md). weights: (C, OUT). H, W
+    and N are the map's; P positions are out's.
     """
     program = tl.program_id(0)
     n = tl.arange(0, BLOCK_OUT)
@@ -259,7 +261,9 @@ def _dense_transition_kernel(
         for i in tl.static_range(NUM_CHUNKS):
             c = FIRST[i] + tl.arange(0, CHUNKS[i])
             a = _average_activation(map, p, c, scales[i], shifts[i], C, W, N)
-            acc = _dot(a, products[i], acc)
+            rounded = a.to(map.dtype.element_ty)
+            acc = _dot(rounded, products[i], acc)
+            acc = _dot((a - rounded.to(tl.float32)).to(rounded.dtype), products[i], acc)
         y = acc.to(out.dtype.element_ty)
         tl.store(out + _at(q, n, N // 4), y, mask=(n < OUT)[None, :])
         spread, mean, between, m = _accumulate(y.to(tl.float32), t, spread, mean, between, P)

@@ -147,7 +147,7 @@ def _transition_weights(
     for tile in range(program, TILES, PROGRAMS):
         q = tile * P + tl.arange(0, P)
         p = q // (W // 2) * (2 * W) + q % (W // 2) * 2
-        a = _average_activation(map, p, c, scale, shift, C, W, N)
+        a = _average_activation(map, p, c, scale, shift, C, W, N).to(map.dtype.element_ty)
         d = tl.load(dout + _at(q, n, N // 4), mask=(n < PADDED_OUT)[None, :], other=0.0)
         total = _dot(tl.trans(d), a, total)
     cell = n[:, None] * (C - PADDED_IN + IN) + channel[None, :]

@@ -286,7 +286,7 @@ def _transition_launch(
         "PROGRAMS": b.programs, "TILES": b.num_tiles // b.programs, "P": b.tile,
         **chunk_arguments(a.padded_channels), "MEANS": b.stage + 1 < NUM_BLOCKS,
     }  # fmt: skip
-    return Launch(_dense_transition_kernel, (b.programs,), args, b.forward_warps, num_stages=1)
+    return Launch(_dense_transition_kernel, (b.programs,), args, b.transition_warps, num_stages=1)
 
 
 def _taps_launch(

@@ -29,6 +29,7 @@ MAX_CHANNELS = 128
 _TILES = (128, 128, 64)
 _MAX_PROGRAMS = (256, 256, 128)
 _FORWARD_WARPS = 4
+_TRANSITION_WARPS = 8
 _BACKWARD_WARPS = (8, 8, 4)
 # Block 1 walks down rows of 64 positions (several narrow images side by side), at least 8 a
 # program: 10 rows are read for 8 written.
@@ -121,6 +122,11 @@ class BlockPlan(NamedTuple):
     def forward_warps(self) -> int:
         """Warps of a forward program: no more than there are 16 rows for."""
         return max(1, min(_FORWARD_WARPS, self.tile // 16))
+
+    @property
+    def transition_warps(self) -> int:
+        """Warps of the transition that makes the block: with 4 it would spill."""
+        return max(1, min(_TRANSITION_WARPS, self.tile // 8))
 
     @property
     def backward_warps(self) -> int:

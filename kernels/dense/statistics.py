@@ -141,13 +141,13 @@ def _activate(x, scale, shift):
 def _average_activation(
     map, p, c, scale, shift, C: tl.constexpr, W: tl.constexpr, N: tl.constexpr
 ):  # fmt: skip
-    """Average of the activation over the 2x2 positions from p on: (P, K) in the map's dtype."""
+    """Average of the activation over the 2x2 positions from p on: (P, K) fp32."""
     total = tl.zeros([p.shape[0], c.shape[0]], tl.float32)
     for tap in tl.static_range(4):
         q = p + (tap // 2 * W + tap % 2)
         x = tl.load(map + _at(q, c, N), mask=(c < C)[None, :], other=0.0)
         total += tl.maximum(x.to(tl.float32) * scale[None, :] + shift[None, :], 0.0)
-    return (0.25 * total).to(map.dtype.element_ty)
+    return 0.25 * total
 
 
 @triton.jit(do_not_specialize=["momentum"])

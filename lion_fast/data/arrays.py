@@ -26,7 +26,7 @@ class LabelledArrays(NamedTuple):
     left_out: Mapping[str, int] = {}
     """Other files that were not taken, counted by why."""
     fingerprints: tuple[str, str] | None = None
-    """Of the files of both splits, where there are many."""
+    """Of both splits, as they are read: classes and images left out of them later do not count."""
 
 
 def reason(error: BaseException) -> str:

@@ -41,6 +41,11 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
     ),
 }
 # fmt: on
+SOURCES = {
+    "cifar10": ("cifar10.npz", "cifar-10-batches-py", "cifar-10-python.tar.gz"),
+    "cifar100": ("cifar100.npz", "cifar-100-python", "cifar-100-python.tar.gz"),
+}
+"""What each set is read from; the first that exists is taken."""
 
 
 def read_cifar(name: str, data_dir: Path) -> LabelledArrays:

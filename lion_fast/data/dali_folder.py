@@ -100,7 +100,7 @@ class _FileGather:
 
     def __init__(self, listing: SplitListing, skip_corrupt: bool) -> None:
         self.paths = listing.paths
-        self.labels = listing.labels.numpy()
+        self.labels = listing.labels
         self.skip_corrupt = skip_corrupt
         self.checked = np.zeros(len(self.paths), bool)
         self.unreadable: set[int] = set()

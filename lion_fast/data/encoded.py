@@ -110,7 +110,9 @@ def open_encoded(
     sample = np.linspace(0, num_images - 1, min(num_images, STATISTICS_IMAGES)).astype(int)
     chunks = _decoded(listing.train, sample.tolist(), size, skip_corrupt, _CHUNK)
     mean, std = channel_statistics(images for images, _ in chunks)
-    check_trainable(str(path), size, listing.class_names, listing.train.labels, std)
+    check_trainable(
+        str(path), size, listing.class_names, torch.from_numpy(listing.train.labels), std
+    )
     test = _readable(listing.test, skip_corrupt)
     return EncodedSet(
         path.resolve().name,
@@ -173,9 +175,10 @@ def _decoded(
         images.append(image)
         kept.append(rows[position])
         if len(images) == most:
-            yield torch.from_numpy(np.stack(images)), split.labels[kept[-most:]]
+            yield torch.from_numpy(np.stack(images)), torch.from_numpy(split.labels[kept[-most:]])
             images = []
     if images:
-        yield torch.from_numpy(np.stack(images)), split.labels[kept[-len(images) :]]
+        labels = torch.from_numpy(split.labels[kept[-len(images) :]])
+        yield torch.from_numpy(np.stack(images)), labels
     if not kept:
         raise UserError(f"none of {paths[0]} and {len(paths) - 1} more can be decoded")

@@ -3,6 +3,9 @@
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, Self
+from unicodedata import normalize
+
+from lion_fast.data.fingerprint import comparable
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class DataFacts:
     num_train: int
     num_test: int
     train_fingerprint: str
-    """Of pixels and labels, or, for a folder, of file names, sizes, labels and sampled bytes."""
+    """Of pixels and labels, or, for a folder, of file names, labels and content."""
     test_fingerprint: str
 
     @property
@@ -43,7 +46,8 @@ class DataFacts:
         """Return in words what `other` has otherwise; empty if it is the same data.
 
         Mean and standard deviation follow from the images, and depend a little on whether a folder
-        is read whole, so they are not compared.
+        is read whole, so they are not compared; nor are fingerprints made in two ways, by an
+        earlier version and this one.
         """
         words = _class_differences(self.class_names, other.class_names)
         if self.image_size != other.image_size:
@@ -57,12 +61,13 @@ class DataFacts:
             # Equal fingerprints with other counts: unreadable files are counted by one reader only.
             if before != after and num_before != num_after:
                 words.append(f"{num_after:,} {split} images, and there were {num_before:,}")
-            elif before != after and not explained:
+            elif before != after and comparable(before, after) and not explained:
                 words.append(f"other {split} images or labels, as many as before")
         return words
 
 
 def _class_differences(before: tuple[str, ...], after: tuple[str, ...]) -> list[str]:
+    before, after = (tuple(normalize("NFC", name) for name in names) for names in (before, after))
     gone = [name for name in before if name not in after]
     new = [name for name in after if name not in before]
     if len(gone) == len(new) == 1:

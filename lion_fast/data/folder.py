@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
+from unicodedata import normalize
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from lion_fast.data.arrays import LabelledArrays
 from lion_fast.data.decode import decode_files, decode_image, image_file_size
 from lion_fast.data.fingerprint import files_fingerprint
 from lion_fast.data.memory import check_memory
+from lion_fast.data.remembered import Remembered
 from lion_fast.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -26,8 +26,9 @@ _NESTED = "in folders within a class"
 _LOOSE = "beside the class folders"
 _BROKEN_LINK = "behind a broken link"
 _OTHER_TYPE = f"not {' '.join(IMAGE_SUFFIXES)}"
+_UNLABELLED = "in a test/ without class folders"
 
-# A first image of this many times the others' pixels is taken for a mistake.
+# A first image of so many times the others' pixels, or so many times fewer, is taken for a mistake.
 _OUTLIER = 10
 _SAMPLED_HEADERS = 32
 
@@ -36,8 +37,8 @@ class SplitListing(NamedTuple):
     """The files of one split."""
 
     paths: tuple[Path, ...]
-    labels: Tensor
-    """(N,) int64 on the CPU: the class of each path."""
+    labels: np.ndarray
+    """(N,) int64: the class of each path."""
 
 
 class FolderListing(NamedTuple):
@@ -47,26 +48,31 @@ class FolderListing(NamedTuple):
     test: SplitListing
     class_names: tuple[str, ...]
     """Names of the folders under train/, sorted; a label is an index into them."""
-    left_out: Mapping[str, int] = {}
+    left_out: Mapping[str, int]
     """Files that were not taken, counted by why."""
+    root: Path
 
     def fingerprints(self) -> tuple[str, str]:
-        """Return the digests of both splits."""
-        return files_fingerprint(*self.train), files_fingerprint(*self.test)
+        """Return the digests of both splits; files that have not changed since are not read."""
+        remembered = Remembered(self.root)
+        train = files_fingerprint(*self.train, self.root, remembered)
+        test = files_fingerprint(*self.test, self.root, remembered)
+        remembered.save()
+        return train, test
 
 
 def list_image_folder(root: Path, num_classes: int | None = None) -> FolderListing:
     """List `root/train` and `root/test`, whose folders are the classes, without opening a file.
 
-    Where there is no test/, the one of TEST_SPLITS that exists is taken. Hidden entries are
-    ignored; files whose suffix, in upper or lower case, is none of IMAGE_SUFFIXES, broken links and
-    images outside or further inside of the class folders are counted. `num_classes` keeps the first
-    ones. Raise UserError when a split or all of its classes are missing, a class holds no image,
-    or test/ has a class that train/ lacks.
+    See `test_split` for what stands in for test/. Hidden entries are ignored; files whose suffix,
+    in upper or lower case, is none of IMAGE_SUFFIXES, broken links and images outside or further
+    inside of the class folders are counted. Names of classes are one in every Unicode spelling.
+    `num_classes` keeps the first ones. Raise UserError when a split or all of its classes are
+    missing, a class holds no image, test/ has a class that train/ lacks, or none that is kept.
     """
     left_out: Counter[str] = Counter()
     train_folders = _class_folders(root / "train", left_out)
-    test_folders = _class_folders(test_split(root), left_out)
+    test_folders = _class_folders(test_split(root, left_out), left_out)
     for name, folder in test_folders.items():
         if name not in train_folders:
             raise UserError(
@@ -74,9 +80,14 @@ def list_image_folder(root: Path, num_classes: int | None = None) -> FolderListi
                 "or remove this folder"
             )
     class_names = tuple(train_folders)[:num_classes]
+    if not any(name in test_folders for name in class_names):
+        raise UserError(
+            f"num_classes is {num_classes}, and {root} has no test image of the first"
+            f" {len(class_names)} classes ({', '.join(class_names)[:80]}): raise it"
+        )
     train = _list_split(train_folders, class_names, left_out)
     test = _list_split(test_folders, class_names, left_out)
-    return FolderListing(train, test, class_names, left_out)
+    return FolderListing(train, test, class_names, left_out, root)
 
 
 def list_test_split(root: Path, class_names: tuple[str, ...], some: bool) -> FolderListing:
@@ -86,23 +97,39 @@ def list_test_split(root: Path, class_names: tuple[str, ...], some: bool) -> Fol
     `list_image_folder` does, and on a class that the run does not know.
     """
     left_out: Counter[str] = Counter()
-    folders = _class_folders(test_split(root), left_out)
+    folders = _class_folders(test_split(root, left_out), left_out)
+    known = [normalize("NFC", name) for name in class_names]
     for name, folder in folders.items():
-        if name not in class_names and not some:
+        if name not in known and not some:
             raise UserError(
                 f"{folder} is a class that the run does not know: rename it to one of "
                 f"{', '.join(class_names)}, or remove it"
             )
+    if not any(name in folders for name in known):
+        raise UserError(
+            f"{root} has no test image of the run's {len(known)} classes"
+            f" ({', '.join(class_names)[:80]}): add some"
+        )
     test = _list_split(folders, class_names, left_out)
-    nothing = SplitListing((), torch.empty(0, dtype=torch.int64))
-    return FolderListing(nothing, test, class_names, left_out)
+    nothing = SplitListing((), np.empty(0, np.int64))
+    return FolderListing(nothing, test, class_names, left_out, root)
 
 
-def test_split(root: Path) -> Path:
-    """Return the folder of test images: test/, or the only one of TEST_SPLITS that exists."""
+def test_split(root: Path, left_out: Counter[str]) -> Path:
+    """Return the folder of test images: test/, or the only one of TEST_SPLITS that exists.
+
+    A test/ of images without class folders, which nobody has labelled, gives way to one of those;
+    its images are counted.
+    """
     others = [root / name for name in TEST_SPLITS if (root / name).is_dir()]
-    if (root / "test").is_dir() or not others:
+    if not others:
         return root / "test"
+    if (root / "test").is_dir():
+        entries = _visible_entries(root / "test")
+        num_images = sum(_is_image(entry.name) for entry in entries)
+        if not num_images or any(entry.is_dir() for entry in entries):
+            return root / "test"
+        left_out[_UNLABELLED] += num_images
     if len(others) > 1:
         names = " and ".join(f"{path.name}/" for path in others)
         raise UserError(f"{root} holds {names} but no test/: rename the one to test on")
@@ -125,7 +152,19 @@ def _class_folders(split: Path, left_out: Counter[str]) -> dict[str, Path]:
             f"{split} is missing: an image folder needs train/ and test/ with one folder per class"
         )
     entries = _visible_entries(split)
-    folders = {entry.name: Path(entry.path) for entry in entries if entry.is_dir()}
+    folders: dict[str, Path] = {}
+    for entry in entries:
+        if not entry.is_dir():
+            continue
+        # A copy made by another system may spell the same letters otherwise.
+        name = normalize("NFC", entry.name)
+        if name in folders:
+            raise UserError(
+                f"{split} holds two folders called {name!r}, in two Unicode spellings: put their"
+                " images into one"
+            )
+        folders[name] = Path(entry.path)
+    folders = dict(sorted(folders.items()))
     if not folders:
         raise UserError(f"{split} holds no folders: put the images of each class into its own")
     left_out[_LOOSE] += sum(_is_image(entry.name) for entry in entries if not entry.is_dir())
@@ -137,7 +176,7 @@ def _list_split(
 ) -> SplitListing:
     paths: list[Path] = []
     labels: list[int] = []
-    label_of = {name: label for label, name in enumerate(class_names)}
+    label_of = {normalize("NFC", name): label for label, name in enumerate(class_names)}
     for name, folder in folders.items():
         if name not in label_of:
             continue
@@ -152,7 +191,7 @@ def _list_split(
             )
         paths += taken
         labels += [label_of[name]] * len(taken)
-    return SplitListing(tuple(paths), torch.tensor(labels, dtype=torch.int64))
+    return SplitListing(tuple(paths), np.array(labels, np.int64))
 
 
 def _list_class(folder: Path) -> tuple[list[Path], Counter[str]]:
@@ -179,8 +218,8 @@ def folder_image_size(
     """Return the (H, W) that every image is brought to: `image_size` squared, if given.
 
     Otherwise it is the size of the first training image, or of the first readable one with
-    `skip_corrupt`. Raise UserError when there is none, and when it is far larger than most others,
-    which it would have enlarged.
+    `skip_corrupt`. Raise UserError when there is none, and when it is far larger or smaller than
+    most others, which it would have enlarged or shrunk.
     """
     if image_size is not None:
         return image_size, image_size
@@ -199,14 +238,15 @@ def folder_image_size(
 
 
 def _check_typical(path: Path, size: tuple[int, int], split: SplitListing) -> None:
-    """Raise UserError if an image is far larger than most of `split`, by a look at some headers."""
+    """Raise UserError if an image is of a far other size than most, by a look at some headers."""
     sizes = []
     for other in split.paths[:: max(1, len(split.paths) // _SAMPLED_HEADERS)]:
         try:
             sizes.append(image_file_size(other))
         except UserError:
             continue  # Met again, and named or skipped, when it is decoded.
-    if size[0] * size[1] <= _OUTLIER * median([height * width for height, width in sizes] or [1]):
+    ours, most = size[0] * size[1], median([height * width for height, width in sizes] or [1])
+    if ours <= _OUTLIER * most and most <= _OUTLIER * ours:
         return
     height, width = sorted(sizes, key=lambda size: size[0] * size[1])[len(sizes) // 2]
     raise UserError(
@@ -234,7 +274,8 @@ def read_image_folder(
     listing = list_image_folder(root, num_classes)
     num_listed = len(listing.train.paths) + len(listing.test.paths)
     size = folder_image_size(listing, image_size, skip_corrupt)
-    check_memory(str(root), num_listed, size, ", or --loader dali, which leaves them on disk")
+    remedy = "take a smaller --image-size, or --loader dali, which leaves them on disk"
+    check_memory(str(root), num_listed, size, remedy)
     train_images, train_labels = _read_split(listing.train, size, skip_corrupt)
     test_images, test_labels = _read_split(listing.test, size, skip_corrupt)
     return LabelledArrays(
@@ -259,4 +300,4 @@ def _read_split(
         kept.append(row)
     if not kept:
         raise _none_readable(split)
-    return images[: len(kept)], split.labels.numpy()[kept]
+    return images[: len(kept)], split.labels[kept]

@@ -37,7 +37,10 @@ class ImageSet:
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Other files of a folder that were not taken, counted by why."""
     fingerprints: tuple[str, str] | None = None
-    """Of the files of both splits, where the set was read from a folder."""
+    """Of both splits of the whole set that this one is read from; None where it is read from none.
+    """
+    remark: str | None = None
+    """What to say of the set, where another may have been meant."""
 
     @classmethod
     def from_arrays(cls, name: str, arrays: LabelledArrays, where: str) -> Self:
@@ -97,23 +100,24 @@ class ImageSet:
     ) -> Self:
         """Return the set of two map-style data sets of (image, label), each read once.
 
-        An image is a PIL image or uint8, (H, W, C) or (C, H, W), all of one size; classes are named
-        by `class_names`, `train.classes` or their numbers. Raise UserError on anything else and as
-        `from_arrays` does.
+        An item may also be a dictionary, as Hugging Face's; an image is a PIL image, a file, or an
+        array, all of one size. Classes are named by `class_names`, `train.classes` or their
+        numbers, and where both sets have `classes`, test images belong to the class of that name.
+        Raise UserError on anything else (see `arrays_of_datasets`) and as `from_arrays` does.
         """
         return cls.from_arrays(name, arrays_of_datasets(train, test, class_names), name)
 
     def facts(self) -> DataFacts:
         """Return what a run remembers of this set."""
         train, test = self.fingerprints or (
-            pixels_fingerprint(self.train_images, self.train_labels),
-            pixels_fingerprint(self.test_images, self.test_labels),
+            pixels_fingerprint(self.train_images.numpy(), self.train_labels.numpy()),
+            pixels_fingerprint(self.test_images.numpy(), self.test_labels.numpy()),
         )
         return facts_of(self, train, test)
 
     def describe(self) -> str:
         """Return in one line what the set holds, and what was left out of it."""
-        return description(self)
+        return "; ".join(filter(None, [description(self), self.remark]))
 
     @property
     def num_classes(self) -> int:

@@ -17,12 +17,19 @@ def memory_limit_bytes() -> int:
         return limit
 
 
-def check_memory(where: str, num_images: int, size: tuple[int, int], otherwise: str = "") -> None:
+def check_memory(
+    where: str, num_images: int, size: tuple[int, int], remedy: str = "take a smaller --image-size"
+) -> None:
     """Raise UserError if `num_images` uint8 RGB images of `size` = (H, W) do not fit in memory."""
-    needed, limit = 3 * num_images * size[0] * size[1], memory_limit_bytes()
+    what = f"{num_images:,} images of {size[0]}x{size[1]} pixels"
+    check_bytes(where, what, 3 * num_images * size[0] * size[1], remedy)
+
+
+def check_bytes(where: str, what: str, needed: int, remedy: str) -> None:
+    """Raise UserError, ending with `remedy`, if so many bytes do not fit in memory."""
+    limit = memory_limit_bytes()
     if needed > limit:
         raise UserError(
-            f"{where}: {num_images:,} images of {size[0]}x{size[1]} pixels take"
-            f" {needed / 2**30:,.1f} GiB, and this machine has {limit / 2**30:,.1f}: take a smaller"
-            f" --image-size{otherwise}"
+            f"{where}: {what} take {needed / 2**30:,.1f} GiB, and this machine has"
+            f" {limit / 2**30:,.1f}: {remedy}"
         )

@@ -1,17 +1,24 @@
 """Data sets in one `.npz` with the keys that Keras made common: x_train y_train x_test y_test."""
 
+import math
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 
 from lion_fast.data.arrays import LabelledArrays, as_labels, as_rgb, assemble, reason
+from lion_fast.data.memory import check_bytes
 from lion_fast.errors import UserError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 _NAMES = "class_names"
+_TOO_LARGE = (
+    "keep fewer of them, or write them as files into an image folder, which --loader dali leaves on"
+    " disk"
+)
 
 
 def read_npz(path: Path, class_names: tuple[str, ...] | None = None) -> LabelledArrays:
@@ -51,7 +58,7 @@ def _class_names(arrays: dict[str, np.ndarray], path: Path) -> tuple[str, ...] |
             f"{path}: {_NAMES} is {names.dtype} of shape {names.shape}: store one string a class,"
             " numpy.array(names)"
         )
-    if len(set(names.tolist())) < len(names):
+    if len({normalize("NFC", name) for name in names.tolist()}) < len(names):
         raise UserError(f"{path}: {_NAMES} holds a name twice: give each class its own")
     return tuple(names.tolist())
 
@@ -67,7 +74,14 @@ def _read_arrays(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
             missing = [key for key in keys if key not in archive]
             found = ", ".join(archive.files) or "nothing"
             wanted = [*keys, *([_NAMES] if _NAMES in archive else [])]
+            check_bytes(str(path), "its images", _num_bytes(archive, keys), _TOO_LARGE)
             arrays = {key: archive[key] for key in wanted if not missing}
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(
+            f"{path}: its images do not fit in the memory that is free: {_TOO_LARGE}"
+        ) from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{path} cannot be read ({reason(error)}): save it anew with numpy.savez"
@@ -80,3 +94,23 @@ def _read_arrays(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
         if not isinstance(array, np.ndarray):
             raise UserError(f"{path}: {key} is not a numpy array: save it anew with numpy.savez")
     return arrays
+
+
+def _num_bytes(archive: np.lib.npyio.NpzFile, keys: Sequence[str]) -> int:
+    """Return what the arrays `keys` take as RGB, as their headers say; nothing is read."""
+    assert archive.zip is not None
+    total = 0
+    for key in keys:
+        if f"{key}.npy" not in archive.zip.namelist():
+            continue
+        with archive.zip.open(f"{key}.npy") as member:
+            try:
+                if np.lib.format.read_magic(member) == (1, 0):
+                    shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+                else:
+                    shape, _, dtype = np.lib.format.read_array_header_2_0(member)
+            except ValueError:
+                continue  # No array: named where it is read.
+        is_grey = len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)
+        total += math.prod(shape) * dtype.itemsize * (4 if is_grey else 1)
+    return total

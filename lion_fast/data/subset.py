@@ -12,7 +12,8 @@ def take_subset(
     """Keep the first `num_classes` classes, and of each the first `train_fraction` of its images.
 
     Shares are rounded to whole images, at least one a class; larger fractions contain smaller ones.
-    The test split loses classes only. Raises UserError when there are fewer classes.
+    The test split loses classes only. Raises UserError when there are fewer classes
+    and when no test image is left.
     """
     if num_classes is not None:
         if num_classes > len(arrays.class_names):
@@ -21,6 +22,11 @@ def take_subset(
                 " lower it"
             )
         train, test = arrays.train_labels < num_classes, arrays.test_labels < num_classes
+        if not test.any():
+            raise UserError(
+                f"num_classes is {num_classes}, and {dataset} has no test image of the first"
+                f" {num_classes} classes: raise it"
+            )
         arrays = arrays._replace(
             train_images=arrays.train_images[train],
             train_labels=arrays.train_labels[train],

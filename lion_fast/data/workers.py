@@ -1,6 +1,8 @@
 """WorkersLoader: torchvision transforms in DataLoader workers, the customary baseline."""
 
+import errno
 import multiprocessing.connection
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -14,11 +16,20 @@ from torchvision.transforms.v2 import functional as TF
 
 from lion_fast.data.batches import Batch, BatchSpec, Loader
 from lion_fast.data.plan import BatchPlan
+from lion_fast.errors import UserError
 
 Planned = tuple[int, bool, list[int]]
 """Row of the set, mirror or not, [top, left] of the crop: what a worker needs for one image."""
 
 _PREFETCH_FACTOR = 2
+_SHARED_MEMORY = "/dev/shm"
+# What torch says where workers cannot hand over a batch for want of it, or are killed for that.
+_WANT_OF_IT = ("shared memory", "unable to write to file </torch", "Bus error")
+_WANT_OF_FILES = ("Too many open files", "ancdata")
+_ENLARGE = "enlarge it (docker run --shm-size=2g), or lower --num-workers or --batch-size"
+_DEATHS = ("exited unexpectedly", "killed by signal")
+# What a terminal or a scheduler sends to every process of a run.
+_HEARD_BY_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class _PlannedImages(Dataset[tuple[Tensor, Tensor]]):
@@ -59,8 +70,12 @@ def _leave_interrupts_to_the_parent(worker: int) -> None:
 
     Workers end when their parent says so or is gone.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _HEARD_BY_ALL:
         signal.signal(number, signal.SIG_IGN)
+
+
+class WorkersFailed(UserError, RuntimeError):
+    """Workers cannot go on here, whatever the images are; the message says what to change."""
 
 
 class WorkersLoader(Loader):
@@ -70,7 +85,10 @@ class WorkersLoader(Loader):
     With 0 workers the images are made inside `next`. For a GPU, batches come through pinned memory
     and asynchronous copies. The plan travels with each task, so which worker makes a batch decides
     nothing. Workers start with the loader and outlive `seek`. What a worker raises, `next` raises
-    with the worker's traceback; a worker that dies makes it raise RuntimeError.
+    with the worker's traceback.
+
+    Raises WorkersFailed where the batches on their way would not fit in shared memory; `next` does
+    so where a worker dies, or the shared memory or the open files run out after all.
     """
 
     name = "workers"
@@ -86,6 +104,7 @@ class WorkersLoader(Loader):
     ) -> None:
         assert plan.num_images == len(images) == len(labels)
         self.plan, self.spec = plan, spec
+        self._check_shared_memory(images, num_workers)
         self._data = _PlannedImages(images, labels, plan.crop_padding, spec)
         self._sampler = _PlannedBatches(plan, spec.num_steps)
         self._loader = DataLoader(
@@ -113,11 +132,12 @@ class WorkersLoader(Loader):
         started = time.perf_counter()
         try:
             batch = next(self._batches, None)
-        except (OSError, EOFError) as error:  # the process that held the batch is gone
+        except (OSError, EOFError, RuntimeError) as error:
+            failure = self._failure(error)
+            if failure is None:
+                raise
             self._reap()
-            raise RuntimeError(
-                "a DataLoader worker died, perhaps killed for want of memory: lower num_workers"
-            ) from error
+            raise failure from error
         self.data_wait_seconds += time.perf_counter() - started
         if batch is None:
             raise ValueError(f"no step is left of {self.spec.num_steps}: seek back first")
@@ -125,16 +145,51 @@ class WorkersLoader(Loader):
         images, labels = (tensor.to(self.spec.device, non_blocking=True) for tensor in batch)
         return Batch(images.to(self.spec.dtype, memory_format=self.spec.memory_format), labels)
 
+    def _check_shared_memory(self, images: Tensor, num_workers: int) -> None:
+        """Raise WorkersFailed where it has no room for all batches that may be on their way."""
+        free = _free_shared_memory()
+        wanted = (_PREFETCH_FACTOR * num_workers + 1) * self._batch_bytes(images)
+        if num_workers and free is not None and wanted > free:
+            raise WorkersFailed(
+                f"the batches of {num_workers} workers take {wanted / 2**20:,.0f} MiB of"
+                f" {_SHARED_MEMORY}, which has {free / 2**20:,.0f} free: {_ENLARGE}"
+            )
+
+    def _batch_bytes(self, images: Tensor) -> int:
+        return self.plan.local_batch_size * (4 * images[0].numel() + 8)
+
+    def _failure(self, error: Exception) -> WorkersFailed | None:
+        """Return in one line what torch says of workers that cannot go on; None of all else."""
+        text = str(error)
+        if getattr(error, "errno", None) == errno.EMFILE or _names(_WANT_OF_FILES, text):
+            return WorkersFailed(
+                "DataLoader workers have too many open files: raise the limit (ulimit -n 65536), or"
+                " lower --num-workers"
+            )
+        if _names(_WANT_OF_IT, text):
+            free = _free_shared_memory()
+            left = "" if free is None else f", which has {free / 2**20:,.0f} MiB free"
+            return WorkersFailed(
+                f"a DataLoader worker found no room in {_SHARED_MEMORY}{left}: {_ENLARGE}"
+            )
+        if isinstance(error, RuntimeError) and not _names(_DEATHS, text):
+            return None
+        # The process that held the batch is gone.
+        return WorkersFailed(
+            "a DataLoader worker died, perhaps killed for want of memory: lower --num-workers, or"
+            f" {_SHARED_MEMORY} is too small: {_ENLARGE}"
+        )
+
     def _reap(self) -> None:
         """Wait for the dying worker, whose signal would else make torch raise within close."""
-        workers = {worker.sentinel: worker for worker in self._batches._workers}
+        workers = {worker.sentinel: worker for worker in getattr(self._batches, "_workers", ())}
         for sentinel in multiprocessing.connection.wait(workers, timeout=5):
             workers[sentinel].join()
 
     def memory_bytes(self) -> tuple[int, int]:
         """Return host bytes of the set and of the batches prefetched at most, and device bytes."""
         images, labels = self._data.images, self._data.labels
-        batch = self.plan.local_batch_size * (4 * images[0].numel() + labels.itemsize)
+        batch = self._batch_bytes(images)
         prefetched = _PREFETCH_FACTOR * self._loader.num_workers * batch
         return images.nbytes + labels.nbytes + prefetched, 0
 
@@ -145,3 +200,16 @@ class WorkersLoader(Loader):
         self._batches = iter(())
         if shut_down is not None:
             shut_down()
+
+
+def _free_shared_memory() -> int | None:
+    """Return the bytes that workers may still hand over batches in; None where nothing tells."""
+    try:
+        found = os.statvfs(_SHARED_MEMORY)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
+
+
+def _names(words: tuple[str, ...], text: str) -> bool:
+    return any(word in text for word in words)

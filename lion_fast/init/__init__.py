@@ -8,16 +8,21 @@ statistics and the modules' training modes are left as they were.
 
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lion_fast.errors import UserError
 from lion_fast.init.calibration import unwrapped
+from lion_fast.init.example import Example
 from lion_fast.init.gradinit import HeadLoss, gradinit_
+from lion_fast.init.heads import HeadChoice
 from lion_fast.init.lion_dg import HeadReport, LionDGReport, lion_dg_, lion_dg_report
 from lion_fast.init.lsuv import NUM_SAMPLES, lion_lsuv_, lsuv_
+from lion_fast.init.output_layer import Bias
+from lion_fast.init.outputs import Main
+from lion_fast.init.plan import plan_heads, zero_
 from lion_fast.init.residual import fixup_, rezero_
 from lion_fast.init.variance import he_, xavier_
 from lion_fast.models import DeeplySupervised
@@ -46,17 +51,31 @@ class Method(NamedTuple):
 
     description: str
     run: Callable[..., nn.Module]
-    """Takes model, images, labels, generator, loss."""
+    """Takes model, images, labels, generator, loss, and `options` by keyword."""
     num_images: int = 0
     """Training images that it wants; 0 for a method that looks at none."""
     needs_labels: bool = False
+    options: tuple[str, ...] = ()
+    """What of heads, main, bias and example it takes."""
 
+
+def _he_lion_dg_(model: nn.Module, generator: torch.Generator | None, **options: Any) -> nn.Module:
+    # Planned first, so that a model that is refused is left as it was.
+    plan = plan_heads(model, **options)
+    he_(model, generator)
+    zero_(model, plan)
+    return model
+
+
+_OPTIONS = ("heads", "main", "bias", "example")
 
 METHODS: dict[str, Method] = {
     "he": Method("He everywhere, heads included", lambda m, x, y, g, loss: he_(m, g)),
     "xavier": Method("Xavier everywhere", lambda m, x, y, g, loss: xavier_(m, g)),
     "lion_dg": Method(
-        "He, then auxiliary heads to zero", lambda m, x, y, g, loss: lion_dg_(he_(m, g))
+        "He, then auxiliary heads to zero",
+        lambda m, x, y, g, loss, **options: _he_lion_dg_(m, g, **options),
+        options=_OPTIONS,
     ),
     "lsuv": Method(
         "unit output variance of every layer, on data",
@@ -65,8 +84,9 @@ METHODS: dict[str, Method] = {
     ),
     "lion_lsuv": Method(
         "LSUV, then auxiliary heads to zero",
-        lambda m, x, y, g, loss: lion_lsuv_(m, x, generator=g),
+        lambda m, x, y, g, loss, **options: lion_lsuv_(m, x, generator=g, **options),
         NUM_SAMPLES,
+        options=_OPTIONS,
     ),
     "fixup": Method(
         "scaled residual branches that end in zero, zero main head",
@@ -75,9 +95,10 @@ METHODS: dict[str, Method] = {
     "rezero": Method("He, with zero residual scales", lambda m, x, y, g, loss: rezero_(m, g)),
     "gradinit": Method(
         "He, with learnt scales of every tensor",
-        lambda m, x, y, g, loss: gradinit_(m, x, y, loss=loss, generator=g),
+        lambda m, x, y, g, loss, **options: gradinit_(m, x, y, loss=loss, generator=g, **options),
         4096,
         needs_labels=True,
+        options=("main",),
     ),
 }
 
@@ -89,13 +110,21 @@ def initialize_(
     labels: Tensor | None = None,
     generator: torch.Generator | None = None,
     loss: HeadLoss | None = None,
+    *,
+    heads: HeadChoice = None,
+    main: Main = None,
+    bias: Bias = "zero",
+    example: Example = None,
 ) -> nn.Module:
     """Set all weights of a network anew by the method of that name in METHODS.
 
     images: (N, 3, height, width) normalised training images, N at least METHODS[method].num_images
-    for the method as published; labels: (N,) int64. Methods that need none ignore them.
+    for the method as published; labels: (N,) int64. Methods that need none ignore them. heads,
+    main, bias and example are those of `lion_dg_`, for methods that zero heads; main is also
+    gradinit's.
 
-    Raises UserError on an unknown method and on missing images or labels.
+    Raises UserError on an unknown method, on missing images or labels, and on options that the
+    method does not take.
     """
     if method not in METHODS:
         close = get_close_matches(method, METHODS, n=1)
@@ -112,4 +141,12 @@ def initialize_(
             f"initialize_ would set the whole {type(unwrapped(model)).__name__} anew: call "
             "lion_dg_(model) to zero its heads alone, after he_(model) if you mean that"
         )
-    return row.run(model, images, labels, generator, loss)
+    given = {"heads": heads, "main": main, "example": example}
+    options = {name: value for name, value in given.items() if value is not None}
+    if isinstance(bias, Tensor) or bias != "zero":
+        options["bias"] = bias
+    for name in options:
+        if name not in row.options:
+            takers = ", ".join(key for key, other in METHODS.items() if name in other.options)
+            raise UserError(f"{method} takes no {name}=: it is for {takers}")
+    return row.run(model, images, labels, generator, loss, **options)

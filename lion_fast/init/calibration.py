@@ -1,16 +1,16 @@
 """The modes in which initialisers run a model, and what a model must have before they do."""
 
-import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from lion_fast.errors import UserError
+from lion_fast.init.state import untouched
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -83,32 +83,48 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 def without_a_trace(model: nn.Module) -> Iterator[None]:
     """Run the model inside as in training, with gradients, and leave it and the RNGs as they were.
 
-    Parameters are the caller's to restore. Compiled parts run uncompiled. Synchronised batch norms
-    use their running statistics, since other ranks may not take part.
+    Every parameter takes part in the graph, frozen ones too. What is written into a parameter is
+    the caller's to restore. Compiled parts run uncompiled. Synchronised batch norms use their
+    running statistics, since other ranks may not take part.
     """
-    devices = {p.device.index for p in model.parameters() if p.device.type == "cuda"}
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    state = random.getstate()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(full_precision(model))
-        stack.enter_context(torch.random.fork_rng(sorted(devices)))
+        stack.enter_context(untouched(model))
         stack.enter_context(batch_statistics(model))
+        stack.enter_context(_thawed(model))
         if _has_compiled_parts(model):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         for module in model.modules():
             if isinstance(module, nn.SyncBatchNorm):
                 module.eval()
-        try:
-            yield
-        finally:
-            random.setstate(state)
-            _restore(buffers)
+        yield
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Switch every module to evaluation mode; the model's own modes return afterwards."""
+    training = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+
+
+@contextmanager
+def _thawed(model: nn.Module) -> Iterator[None]:
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    frozen = [parameter for parameter in frozen if not parameter.is_inference()]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _has_compiled_parts(model: nn.Module) -> bool:
@@ -116,12 +132,3 @@ def _has_compiled_parts(model: nn.Module) -> bool:
         module._compiled_call_impl is not None or hasattr(module, "_orig_mod")
         for module in model.modules()
     )
-
-
-@torch.no_grad()
-def _restore(buffers: list[tuple[nn.Module, str, Tensor, Tensor]]) -> None:
-    for module, name, buffer, value in buffers:
-        # A forward pass may write into a buffer or put another tensor in its place.
-        module._buffers[name] = buffer
-        if not torch.equal(buffer, value):
-            buffer.copy_(value)

@@ -1,7 +1,7 @@
 """GradInit (Zhu et al. 2021): one learnt scale per tensor, for the lowest loss after one step."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,8 @@ from torch.func import functional_call
 
 from lion_fast.errors import UserError
 from lion_fast.init.calibration import batch_statistics, full_precision, unwrapped
-from lion_fast.init.heads import main_logits_last
+from lion_fast.init.outputs import Main, main_logits_last
+from lion_fast.init.state import untouched
 from lion_fast.init.variance import he_
 
 Parameters = dict[str, Tensor]
@@ -38,7 +39,7 @@ def gradinit_(
     algorithm: Literal["sgd", "adam"] = "sgd",
     batch_size: int = 128,
     loss: HeadLoss | None = None,
-    main: int | None = None,
+    main: Main = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
     """He-initialise, then learn scales m of all parameter tensors W (GradInit's algorithm 1).
@@ -51,8 +52,8 @@ def gradinit_(
     min_scale. Tensors that start at 0 stay there.
 
     loss: the training loss () of the logits of all heads, the main one's last, and of the labels,
-    in operations that can be differentiated twice; by default `default_loss`. main: the index of
-    the main logits in what the model returns, where `main_logits_last` does not know it. images:
+    in operations that can be differentiated twice; by default `default_loss`. main: the index
+    or dotted key of the main logits in what the model returns, where nothing tells it. images:
     (N, 3, height, width) normalised floats, labels: (N,) int64, both sampled with replacement.
     Batch norm normalises by the batch and its running statistics stay untouched.
 
@@ -61,17 +62,21 @@ def gradinit_(
     of 64; for "adam" eta = 1e-3 and no bound (gamma = inf). An iteration is a forward and
     a backward pass, then another of both, or a backward pass through the backward pass.
 
-    Raises UserError if images and labels differ in number, the gradient is not finite, or nothing
-    says which of the model's outputs is the main one.
+    Raises UserError if images and labels differ in number, the gradient is not finite, or the main
+    output is not known or not one.
     """
     if len(images) != len(labels) or len(images) == 0:
         raise UserError(
             f"gradinit got {len(images)} images and {len(labels)} labels: give as many, at least 1"
         )
     network = unwrapped(model)
-    he_(network, generator)
     device = next(network.parameters()).device
     images, labels = images.to(device), labels.to(device)
+    with full_precision(network), untouched(network), batch_statistics(network):
+        # Asked first, so that a model whose main output is not known is left as it was.
+        now = {name: p.detach().requires_grad_() for name, p in network.named_parameters()}
+        main_logits_last(network, functional_call(network, now, (images[:2],)), main)
+    he_(network, generator)
     initial = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
     scales = torch.ones(len(initial), device=device, requires_grad=True)
     head_loss = loss or default_loss
@@ -80,14 +85,17 @@ def gradinit_(
 
     def loss_at(parameters: Parameters, index: Tensor) -> Tensor:
         output = functional_call(network, parameters, (images[index],))
-        return head_loss(_main_last(network, output, main), labels[index])
+        return head_loss(main_logits_last(network, output, main), labels[index])
 
     with full_precision(network), batch_statistics(network):
         for _ in range(iterations):
             index, index_ahead = _overlapping_batches(len(images), batch_size, generator, device)
             parameters = _scaled(initial, scales)
             here = loss_at(parameters, index)
-            gradients = torch.autograd.grad(here, list(parameters.values()), create_graph=True)
+            # A parameter that the loss does not use, such as an auxiliary head's, keeps its scale.
+            gradients = torch.autograd.grad(
+                here, list(parameters.values()), create_graph=True, materialize_grads=True
+            )
             norm = _norm(gradients, algorithm)
             if not norm.isfinite():
                 raise UserError(
@@ -108,20 +116,6 @@ def gradinit_(
         ):
             parameter.copy_(value)
     return model
-
-
-def _main_last(model: nn.Module, output: Any, main: int | None) -> list[Tensor]:
-    if main is None:
-        logits = main_logits_last(model, output)
-        if logits is None:
-            raise UserError(
-                f"which output of {type(model).__name__} is the main one is not known: "
-                "pass main=, its index (0 for the first, -1 for the last)"
-            )
-        return logits
-    logits = list(output)
-    last = logits.pop(main)
-    return [*(value for value in logits if value is not None), last]
 
 
 def _scaled(initial: Parameters, scales: Tensor) -> Parameters:

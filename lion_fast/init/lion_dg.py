@@ -1,9 +1,12 @@
 """LION-DG: zero-initialised auxiliary heads, for networks of this package and for others.
 
-A head's output layer is found by running the head, and before anything is changed the defining
-property is verified on it: logits exactly 0, gradient to the head's input exactly 0, gradient to
-the zeroed parameters not 0. Where that cannot hold, nothing is changed and UserError says why. Of
-densenet_ds and resnet_ds, unaltered, the answer is known: they are not run.
+A head is found by what a model returns: it is run on an example, every output is followed back to
+the layers that it reaches first, and those of every output but the main one are the heads'. Before
+anything is changed, the defining property is verified with them zeroed: the head's logits are
+exactly 0 (or its bias), so is its loss's gradient to all else, the gradient to the zeroed
+parameters is not 0, and the main output is the same to the bit. Where that cannot hold, nothing is
+changed and UserError says why. Of densenet_ds and resnet_ds, unaltered, the answer is known: they
+are not run.
 
 What is zeroed of an output layer:
 
@@ -15,29 +18,22 @@ What is zeroed of an output layer:
   directions v start to move with the second step;
 - parallel branches that end in a sum: the last layer of each.
 
-Refused by name: layers under spectral_norm, tied to the main classifier or run outside their head,
-run twice; frozen parameters; lazy layers and the meta device.
+Refused by name: a head that gives or feeds the main output, or by whose scores the model selects;
+one classifier for several levels; layers under spectral_norm, tied to the main classifier or run
+outside their head, run twice; frozen parameters; reentrant checkpoints; lazy layers and the meta
+device.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import nn
 
-from lion_fast.errors import UserError
-from lion_fast.init.calibration import (
-    check_materialised,
-    full_precision,
-    unwrapped,
-    without_a_trace,
-)
-from lion_fast.init.dry_run import guess_call, record_calls
-from lion_fast.init.heads import HeadChoice, resolve_heads
-from lion_fast.init.output_layer import OutputLayer, fill_, find_output_layer
-from lion_fast.models import DenseNetDS, Head, ResNetDS
+from lion_fast.init.calibration import unwrapped
+from lion_fast.init.example import Example
+from lion_fast.init.heads import HeadChoice
+from lion_fast.init.output_layer import Bias, FoundHead
+from lion_fast.init.outputs import Main
+from lion_fast.init.plan import parameter_names, plan_heads, zero_
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,14 @@ class HeadReport:
     in_model: bool
     """Verified on the inputs' shapes of a run of the whole model, or known, for DenseNetDS and
     ResNetDS; else on guessed ones."""
+    biases: tuple[str, ...] = ()
+    """Dotted names of the biases that are not zeroed: kept, or set to given values."""
+
+    def __str__(self) -> str:
+        state = "zero" if self.zeroed else "not zero"
+        kept = f"; {', '.join(self.biases)} not zeroed" if self.biases else ""
+        how = "" if self.in_model else " (run by itself)"
+        return f"{self.name}: {', '.join(self.parameters)} {state}{kept}{how}"
 
 
 @dataclass(frozen=True)
@@ -63,16 +67,16 @@ class LionDGReport:
     heads: tuple[HeadReport, ...]
 
     def __str__(self) -> str:
-        lines = []
-        for head in self.heads:
-            state = "zero" if head.zeroed else "not zero"
-            how = "" if head.in_model else " (run by itself)"
-            lines.append(f"{head.name}: {', '.join(head.parameters)} {state}{how}")
-        return "\n".join(lines)
+        return "\n".join(map(str, self.heads))
 
 
 def lion_dg_(
-    model: nn.Module, heads: HeadChoice = None, *, example: Tensor | tuple[Any, ...] | None = None
+    model: nn.Module,
+    heads: HeadChoice = None,
+    *,
+    main: Main = None,
+    bias: Bias = "zero",
+    example: Example = None,
 ) -> nn.Module:
     """Zero the output layer of every auxiliary head (LION-DG), and leave all else.
 
@@ -82,110 +86,64 @@ def lion_dg_(
     parameters of which layers, and what is refused.
 
     heads: modules of the model or their dotted names; a ModuleList or ModuleDict stands for its
-    members. By default heads of the usual names are found: aux1, aux_heads, auxiliary_head,
-    aux_classifier, AuxLogits, deep_supervision and the like. The main classifier is never one.
+    members. By default whatever gives an output of the model beside the main one, and modules of
+    the usual names whose output it does not return: aux1, aux_heads, auxiliary_head,
+    aux_classifier, AuxLogits, deep_supervision and the like. The main output's is never one.
 
-    example: one batch of the model's inputs, a tensor or a tuple of arguments. Without it the model
-    runs on made-up images; a model that cannot, or does not call its heads, has each head run by
-    itself.
+    main: index or dotted key of the main output in what the model returns in training (0, -1,
+    "out", "decode.loss_ce"), or several of them. By default what evaluation mode returns as its
+    only tensor, else `logits` or `out`, else what this package's networks return last.
+
+    bias: "zero" as in the paper, "keep", or a float tensor (K,) of log class frequencies. Zero
+    weights alone make the gradient to the backbone exactly 0; a detector's focal prior, or the
+    frequencies where one class is rare, are worth keeping.
+
+    example: one batch of the model's inputs: a tensor, a tuple of positional arguments, or a
+    mapping of keyword arguments. A string at a tuple's end is passed as `mode`, as OpenMMLab's
+    models take it: (images, samples, "loss"). Without it the model runs on made-up images.
 
     Works through DataParallel, DistributedDataParallel and torch.compile. The run leaves no trace:
-    random states, modes, running statistics and gradients are as before; only forward hooks notice.
+    random states, modes, buffers, attributes and gradients are as before; only hooks notice.
 
-    Raises UserError if no head is found, a name or module is not in the model, or a head cannot
-    have the property; the model is then unchanged.
+    Raises UserError if no head is found, a name or module is not in the model, the main output is
+    unknown and one of the heads may give it, or a head cannot have the property; the model is then
+    unchanged.
     """
-    plans = _verified_plans(unwrapped(model), heads, example)
-    with full_precision(model):
-        for plan in plans:
-            fill_(plan.parameters, [torch.zeros_like(value) for value in plan.parameters])
+    zero_(model, plan_heads(model, heads, main=main, bias=bias, example=example))
     return model
 
 
 def lion_dg_report(
-    model: nn.Module, heads: HeadChoice = None, *, example: Tensor | tuple[Any, ...] | None = None
+    model: nn.Module,
+    heads: HeadChoice = None,
+    *,
+    main: Main = None,
+    bias: Bias = "zero",
+    example: Example = None,
 ) -> LionDGReport:
     """Return what `lion_dg_` with the same arguments zeroes, or has zeroed; change nothing.
 
     Raises UserError as `lion_dg_` does.
     """
-    plans = _verified_plans(unwrapped(model), heads, example)
-    return LionDGReport(tuple(plan.report for plan in plans))
+    plan = plan_heads(model, heads, main=main, bias=bias, example=example)
+    names = parameter_names(unwrapped(model))
+    return LionDGReport(tuple(_report(head, bias, names) for head in plan.heads))
 
 
-class _Plan(NamedTuple):
-    report: HeadReport
-    parameters: list[nn.Parameter]
-
-
-def _verified_plans(
-    model: nn.Module, heads: HeadChoice, example: Tensor | tuple[Any, ...] | None
-) -> list[_Plan]:
-    check_materialised(model)
-    found = resolve_heads(model, heads)
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter.data_ptr(), []).append(name)
-    if _known(model, found):
-        outputs = {name: (_output_of(head), True) for name, head in found.items()}
-    else:
-        outputs = _found_by_running(model, found, example)
-    plans = []
-    for name, ((layers, parameters), in_model) in outputs.items():
-        report = HeadReport(
-            name,
-            tuple(".".join(filter(None, (name, layer))) for layer in layers),
-            tuple(_inside(name, names[p.data_ptr()]) for p in parameters),
-            not any(p.any() for p in parameters),
-            in_model,
-        )
-        plans.append(_Plan(report, parameters))
-    _check_ties(plans, names)
-    return plans
-
-
-def _known(model: nn.Module, heads: dict[str, nn.Module]) -> bool:
-    """Whether model and heads are this package's own, unaltered: tested once, they need no run."""
-    plain = all(
-        type(head) is Head
-        and not parametrize.is_parametrized(head.linear)
-        and set(dict(head.linear.named_parameters())) == {"weight", "bias"}
-        and all(p.requires_grad for p in head.parameters())
-        for head in heads.values()
+def _report(head: FoundHead, bias: Bias, names: dict[int, list[str]]) -> HeadReport:
+    option = head.option
+    assert option is not None
+    zeroed = option.parameters(bias)
+    kept = [p for p in option.biases if not any(p is z for z in zeroed)]
+    return HeadReport(
+        head.name,
+        tuple(head.names[layer] for layer in option.layers),
+        tuple(_inside(head.name, names[p.data_ptr()]) for p in zeroed),
+        not any(p.any() for p in zeroed),
+        head.in_model,
+        tuple(_inside(head.name, names[p.data_ptr()]) for p in kept),
     )
-    return plain and type(model) in (DenseNetDS, ResNetDS)
 
 
-def _output_of(head: nn.Module) -> OutputLayer:
-    return OutputLayer(["linear"], list(head.parameters()))
-
-
-def _found_by_running(
-    model: nn.Module, heads: dict[str, nn.Module], example: Tensor | tuple[Any, ...] | None
-) -> dict[str, tuple[OutputLayer, bool]]:
-    """Return each head's output layer, and whether the model itself ran it."""
-    outputs = {}
-    with without_a_trace(model):
-        calls = record_calls(model, heads, example)
-        for name, head in heads.items():
-            call = calls.get(name) or guess_call(name, head)
-            outputs[name] = find_output_layer(name, head, call), call.in_model
-    return outputs
-
-
-def _inside(head: str, names: Sequence[str]) -> str:
-    return next(name for name in names if name.startswith(f"{head}."))
-
-
-def _check_ties(plans: Sequence[_Plan], names: dict[int, list[str]]) -> None:
-    """Refuse to zero a parameter that is something else elsewhere."""
-    for plan in plans:
-        for parameter in plan.parameters:
-            pointer = parameter.data_ptr()
-            zeroed = [p.report.name for p in plans if pointer in map(Tensor.data_ptr, p.parameters)]
-            for name in names[pointer]:
-                if not name.startswith(tuple(f"{head}." for head in zeroed)):
-                    raise UserError(
-                        f"head {plan.report.name!r} is tied to {name!r}, which must not be "
-                        "zeroed: give the head a parameter of its own"
-                    )
+def _inside(head: str, names: list[str]) -> str:
+    return next((name for name in names if name.startswith(f"{head}.")), names[0])

@@ -18,6 +18,7 @@ above. The same table's 96 channels and 43,680 parameters of block 3, and so its
 960, cannot come from k = 8 after 42 channels.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lion_fast.errors import UserError
-from lion_fast.kernels import Impl, dense_backbone
+from lion_fast.kernels import Impl, dense_backbone, persistent_backbone
 from lion_fast.models.base import DeeplySupervised, check_images
 
 NUM_BLOCKS = 3
@@ -114,8 +115,12 @@ class DenseNetDS(DeeplySupervised):
             x = block(transition(x))
         return [*taps, F.relu(self.norm(x), inplace=True)]
 
-    def pooled_taps(self, images: Tensor, *, impl: Impl = "auto") -> list[Tensor]:
+    def pooled_taps(
+        self, images: Tensor, *, impl: Impl = "auto", persistent: bool = False
+    ) -> list[Tensor]:
         """Return every tap's mean over its positions, (B, C_h), by `dense_backbone` in training.
+
+        persistent: by `persistent_backbone`, whatever impl says.
 
         Weights, running statistics and batch counters are those of the modules, which compute the
         taps in evaluation mode. The images' dtype is the maps', also under autocast. Raises
@@ -140,7 +145,8 @@ class DenseNetDS(DeeplySupervised):
         counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
         if counters:
             torch._foreach_add_(counters, 1)
-        return dense_backbone(
+        backbone = persistent_backbone if persistent else partial(dense_backbone, impl=impl)
+        return backbone(
             images,
             [conv.weight for conv in convs],
             [norm.weight for norm in norms],
@@ -150,7 +156,6 @@ class DenseNetDS(DeeplySupervised):
             block_layers=self.block_layers,
             momentum=momentum,
             eps=eps,
-            impl=impl,
         )
 
     def in_forward_order(self) -> tuple[list[nn.Conv2d], list[nn.BatchNorm2d]]:
@@ -159,7 +164,8 @@ class DenseNetDS(DeeplySupervised):
         for i, block in enumerate(self.blocks):
             if i > 0:
                 parts.append(self.transitions[i - 1])
-            parts += block.layers  # type: ignore[arg-type]
+            # Dynamo of torch 2.11 traces no `list += ModuleList`.
+            parts.extend(block.layers)  # type: ignore[arg-type]
         return [self.stem, *(p.conv for p in parts)], [*(p.norm for p in parts), self.norm]
 
 

@@ -50,9 +50,12 @@ def by_seed_tables(seeds: Sequence[int], rows: Sequence[VariantRow]) -> Iterator
 
 def _paired_lines(seeds: Sequence[int], rows: Sequence[VariantRow]) -> Iterator[Sequence[str]]:
     for name, group in _seed_groups(seeds):
-        for label, test in compare_by_seed(rows, group).items():
+        tests = compare_by_seed(rows, group)
+        for row in rows:
+            if (test := tests.get(row.key)) is None:
+                continue
             yield (
-                label,
+                row.label,
                 test.verdict,
                 name,
                 str(test.n),
@@ -90,7 +93,7 @@ def power_table(rows: Sequence[VariantRow]) -> list[str]:
         *("shown at this n %, paired", "Welch", "seeds for equivalence"),
     )
     tests = compare_by_seed(rows)
-    lines = [_power_line(row, tests.get(row.label)) for row in rows if row.spread is not None]
+    lines = [_power_line(row, tests.get(row.key)) for row in rows if row.spread is not None]
     note = (
         f"Seeds a method for {100 * POWER:.0f} % power at 5 %, from the spread of the runs at hand,"
         f" before Holm's correction. Effect: the paper's, else {BOUND_PERCENT:g} %. Equivalence:"

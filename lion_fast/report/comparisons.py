@@ -19,7 +19,7 @@ from lion_fast.report.stats import (
     speedup_interval,
     speedup_percent,
 )
-from lion_fast.study.grid import Variant, variant_label
+from lion_fast.study.labels import Variant, VariantKey, variant_key
 
 
 class Quantity(NamedTuple):
@@ -45,6 +45,8 @@ class VariantRow:
     """One variant of a table."""
 
     variant: Variant
+    label: str
+    """The variant in words."""
     config: TrainConfig
     """Of the variant's first finished run."""
     values: Mapping[int, float | None]
@@ -57,14 +59,19 @@ class VariantRow:
     """What the paper's difference from the baseline would be here; None where it gives none."""
 
     @property
-    def label(self) -> str:
-        """The variant in words."""
-        return variant_label(self.variant)
+    def key(self) -> VariantKey:
+        """What other values of the variant are found by."""
+        return variant_key(self.variant)
 
     @property
     def num_reached(self) -> int:
         """Seeds that have a value."""
         return sum(value is not None for value in self.values.values())
+
+    @property
+    def can_reach(self) -> bool:
+        """Whether its runs go on beyond the steps over which the target's accuracy is averaged."""
+        return self.config.max_steps > self.config.window or self.num_reached > 0
 
     @property
     def sample(self) -> Sample | None:
@@ -124,50 +131,52 @@ class VariantRow:
 
 def compare_variants(results: StudyResults, quantity: Quantity) -> list[VariantRow]:
     """Return one row per variant that has run; Holm's correction is over all of them."""
+    study = results.study
     values = {
-        variant_label(variant): {
+        variant_key(variant): {
             seed: None if value is None else quantity.scale * value
             for seed, value in results.values(variant, quantity.name).items()
         }
-        for variant in results.study.variants
+        for variant in study.variants
         if results.of(variant)
     }
     baselines = {
-        variant_label(variant): values[variant_label(baseline)]
-        for variant in results.study.variants
-        if (baseline := results.study.baseline_of(variant)) is not None
-        and variant_label(variant) in values
-        and variant_label(baseline) in values
+        variant_key(variant): values[variant_key(baseline)]
+        for variant in study.variants
+        if (baseline := study.baseline_of(variant)) is not None
+        and variant_key(variant) in values
+        and variant_key(baseline) in values
     }
     comparisons = compare(
-        {label: list(values[label].values()) for label in baselines},
-        {label: list(baseline.values()) for label, baseline in baselines.items()},
+        {key: list(values[key].values()) for key in baselines},
+        {key: list(baseline.values()) for key, baseline in baselines.items()},
         words=quantity.words,
     )
     return [
         VariantRow(
             variant,
+            study.label(variant),
             results.of(variant)[0].config,
-            values[label],
-            baselines.get(label, {}),
-            comparisons.get(label),
-            _papers_effect(results, variant, quantity, baselines.get(label, {})),
+            values[key],
+            baselines.get(key, {}),
+            comparisons.get(key),
+            _papers_effect(results, variant, quantity, baselines.get(key, {})),
         )
-        for variant in results.study.variants
-        if (label := variant_label(variant)) in values
+        for variant in study.variants
+        if (key := variant_key(variant)) in values
     ]
 
 
 def compare_by_seed(
     rows: Sequence[VariantRow], seeds: Collection[int] | None = None
-) -> dict[str, Paired]:
-    """Return the paired tests of rows of steps by their label, perhaps of these seeds alone."""
+) -> dict[VariantKey, Paired]:
+    """Return the paired tests of rows of steps by their key, perhaps of these seeds alone."""
     pairs = {
-        row.label: (_of_seeds(row.values, seeds), _of_seeds(row.baseline, seeds))
+        row.key: (_of_seeds(row.values, seeds), _of_seeds(row.baseline, seeds))
         for row in rows
         if row.comparison is not None
     }
-    return {label: test for label, test in compare_pairs(pairs, BOUNDS).items() if test is not None}
+    return {key: test for key, test in compare_pairs(pairs, BOUNDS).items() if test is not None}
 
 
 def _of_seeds(
@@ -202,14 +211,21 @@ def _papers_effect(
 
 def conclusion(results: StudyResults) -> list[str]:
     """Return a line per variant: its steps to the target, and how they compare."""
-    rows = {row.label: row for row in compare_variants(results, STEPS)}
+    rows = {row.key: row for row in compare_variants(results, STEPS)}
     lines = []
-    for label in map(variant_label, results.study.variants):
-        row = rows.get(label)
+    for variant in results.study.variants:
+        row = rows.get(variant_key(variant))
         if row is None:
-            num_failed = sum(cell.label == label for cell, _ in results.failed)
-            num_missing = sum(cell.label == label for cell in results.missing)
+            num_failed = sum(cell.variant == variant for cell, _ in results.failed)
+            num_missing = sum(cell.variant == variant for cell in results.missing)
+            label = results.study.label(variant)
             lines.append(f"{label}: no finished run ({num_failed} failed, {num_missing} missing)")
+            continue
+        if not row.can_reach:
+            steps = f"{row.config.max_steps:,} steps"
+            lines.append(
+                f"{row.label}: too short to reach a target ({steps}, n = {len(row.values)})"
+            )
             continue
         target = f"{100 * row.config.target_accuracy:g} %"
         num = len(row.values)

@@ -1,64 +1,66 @@
-"""What runs that nobody has made would cost: GPU minutes from counts, CPU hours from other runs."""
+"""What runs that nobody has made would cost, by steps that were measured: on a card, on a CPU."""
 
 from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import NamedTuple
 
 from lion_fast.config import TrainConfig
+from lion_fast.errors import UserError
 from lion_fast.report.markdown import significant
 from lion_fast.report.results import Run, StudyResults
 
 
-class StepCount(NamedTuple):
-    """One training step of 128 images in a CUDA graph, counted and not timed."""
+class CardTimes(NamedTuple):
+    """Median milliseconds of a training step of 128 images on one card, by network."""
 
-    launches: int
-    bytes_moved: int
-    operations: int
-    """Of convolutions, forward and backward: three times the forward pass's."""
-
-    @property
-    def floor_seconds(self) -> float:
-        """Time below which no H100 takes the step, as its data sheet has it."""
-        work = max(self.bytes_moved / _BYTES_PER_SECOND, self.operations / _OPERATIONS_PER_SECOND)
-        return work + self.launches * _SECONDS_PER_LAUNCH
+    name: str
+    milliseconds: dict[str, float]
+    source: str
 
 
-# An H100's memory, its bf16 tensor cores without sparsity, and the gap between two kernels of a
-# graph that this project's design assumes.
-_BYTES_PER_SECOND = 3.35e12
-_OPERATIONS_PER_SECOND = 989e12
-_SECONDS_PER_LAUNCH = 2.5e-6
-_PAPERS_SECONDS = 50.0
-"""A run of the paper on a V100 (its A.2)."""
-
-COUNTS = {
-    # bench/results/counts/H100.json, engine graph
-    "densenet_ds": StepCount(283, 2_108_416_932, 24_264_889_344),
-    "resnet_ds": StepCount(216, 2_746_779_948, 426_568_089_600),
+# Whole runs of 3,000 steps, engine graph, bf16, AdamW; DenseNet-DS with the fused backbone.
+CARDS = {
+    "H200": CardTimes(
+        "an H200",
+        {"densenet_ds": 1.199, "resnet_ds": 2.357},
+        "bench/results/gpu/2026-11-27-h200",
+    ),
 }
-
-NOTE = (
-    "Not run: GPU minutes are predicted, not measured. The first figure is a floor for an H100,"
-    " counted on a stand-in (bench/results/counts): steps x (the longer of bytes / 3.35 TB/s and"
-    " operations / 989 TFLOP/s, plus 2.5 µs a launch). The second is the paper's own 50 s a run on"
-    " a V100. CPU hours are steps x the median step of the same network's runs on this page,"
-    " whatever else ran beside them. All of them take every run to its last step; probes and"
-    " GradInit's own search come on top."
-)
+"""What has been measured; no card is estimated by another's figures."""
+DEFAULT_CARD = "H200"
 
 
-def cost_text(missing: Sequence[TrainConfig], studies: Iterable[StudyResults]) -> str:
-    """Return what the missing runs need, in words."""
-    floor = sum(
-        config.max_steps * COUNTS[config.arch].floor_seconds * config.batch_size / 128
+def times_of(card: str) -> CardTimes:
+    """Return what was measured on a card; raise UserError where nothing was."""
+    if card not in CARDS:
+        raise UserError(f"card is {card!r}, which was not measured: take one of {', '.join(CARDS)}")
+    return CARDS[card]
+
+
+def cost_note(card: str) -> str:
+    """Return in words what the costs of a page rest on."""
+    times = times_of(card)
+    steps = ", ".join(f"{ms} ms on {arch}" for arch, ms in times.milliseconds.items())
+    return (
+        f"Not run: minutes on {times.name} are steps x the median step measured there ({steps};"
+        f" {times.source}), the paper's networks, engine graph in bf16, DenseNet-DS with the fused"
+        " backbone. CPU hours are steps x the median step of the same network's runs on this page,"
+        " whatever else ran beside them. Both take every run to its last step; set-up, probes and"
+        " GradInit's own search come on top."
+    )
+
+
+def cost_text(
+    missing: Sequence[TrainConfig], studies: Iterable[StudyResults], card: str = DEFAULT_CARD
+) -> str:
+    """Return what the missing runs need, in words: on a card that was measured, and on a CPU."""
+    times = times_of(card)
+    milliseconds = sum(
+        config.max_steps * times.milliseconds[config.arch] * config.batch_size / 128
         for config in missing
     )
-    by_paper = _PAPERS_SECONDS * len(missing)
-    text = (
-        f"needs {significant(floor / 60, 2)} to {significant(by_paper / 60, 2)} GPU minutes"
-        f" ({len(missing)} runs)"
-    )
+    minutes = significant(milliseconds / 6e4, 2)
+    text = f"needs {minutes} minutes on {times.name} ({len(missing)} runs)"
     hours = _cpu_hours(missing, studies)
     return text if hours is None else f"{text}, or {significant(hours, 2)} CPU hours"
 

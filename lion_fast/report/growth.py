@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from lion_fast.report.markdown import ABSENT, significant, table
 from lion_fast.report.results import Run, StudyResults
 from lion_fast.report.stats import LinearFit, linear_fit
-from lion_fast.study.grid import variant_label
 
 EARLY_STEPS = 100
 """The first part of the paper's Figure 1, in which head weights are to grow linearly."""
@@ -86,7 +85,7 @@ def line_table(results: StudyResults) -> Iterator[str]:
             left = [line.leaves_after() for line in of_head]
             rows.append(
                 (
-                    variant_label(variant),
+                    results.study.label(variant),
                     str(index),
                     str(len(of_head)),
                     ", ".join(constants) or ABSENT,

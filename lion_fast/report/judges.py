@@ -95,7 +95,7 @@ def _tested(results: StudyResults, quantity: Quantity, fields: dict[str, object]
         raise NotTested(f"no finished runs of the baseline of {_words(fields)}")
     if row.comparison.p_corrected is None:
         raise NotTested(row.comparison.verdict)
-    paired = compare_by_seed(compare_variants(results, quantity)).get(row.label)
+    paired = compare_by_seed(compare_variants(results, quantity)).get(row.key)
     return _Tested(row, row.comparison, paired)
 
 

@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from lion_fast.errors import UserError
-from lion_fast.report.comparisons import ACCURACY, SECONDS, STEPS, VariantRow, compare_variants
-from lion_fast.report.costs import NOTE, cost_text
+from lion_fast.report.comparisons import (
+    ACCURACY,
+    SECONDS,
+    STEPS,
+    VariantRow,
+    compare_variants,
+    conclusion,
+)
+from lion_fast.report.costs import DEFAULT_CARD, cost_note, cost_text
 from lion_fast.report.markdown import ABSENT, table
 from lion_fast.report.plots import draw_study
 from lion_fast.report.results import Run, StudyResults
 from lion_fast.report.statements import Judgement, Statement, judge_all, studies_not_run
 from lion_fast.report.tables import study_tables
+from lion_fast.study.data import DataHere, num_unknown
 from lion_fast.study.grid import Study
+from lion_fast.study.stored import DATA
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --pale: #ccc; --rule: #555; }
@@ -40,22 +49,31 @@ _VERSIONS = ("lion-fast", "commit", "python", "torch", "triton", "cuda", "dali")
 
 
 def report_studies(
-    studies: Sequence[StudyResults], out: Path, *, whole_paper: bool = False
+    studies: Sequence[StudyResults],
+    out: Path,
+    *,
+    whole_paper: bool = False,
+    card: str = DEFAULT_CARD,
 ) -> list[Path]:
     """Write `studies.md`, `.html`, `.json` and their pictures to `out`; return what was written.
 
-    whole_paper: also list the statements of the paper that these studies say nothing of.
-    Raises UserError where a study has no finished run or `out` cannot be written.
+    whole_paper: also list the statements of the paper that these studies say nothing of. card: the
+    GPU whose measured steps say what those would cost. Raises UserError where a study has no
+    finished run, where two have one name, where the card was not measured and where `out` cannot be
+    written.
     """
+    names = [results.study.name for results in studies]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two studies are called {twice}: give one of them another name")
     for results in studies:
         if not results.runs:
             study = results.study
             raise UserError(f"no run of {study.name} is finished: run `{study.command}` first")
-    judged = judge_all(studies, whole=whole_paper)
+    judged = judge_all(studies, whole=whole_paper, card=card)
     try:
         out.mkdir(parents=True, exist_ok=True)
         pictures = {results.study.name: draw_study(results, out) for results in studies}
-        lines = list(_page(studies, judged, pictures, whole_paper=whole_paper))
+        lines = list(_page(studies, judged, pictures, whole_paper=whole_paper, card=card))
         paths = [out / "studies.md", out / "studies.html", out / "studies.json"]
         text = "\n".join(lines) + "\n"
         paths[0].write_text(text, encoding="utf-8")
@@ -74,11 +92,16 @@ def _page(
     pictures: dict[str, dict[str, Path | None]],
     *,
     whole_paper: bool,
+    card: str,
 ) -> Iterator[str]:
-    yield from ("## Studies", "")
-    yield from _statements(judged)
+    yield from ("## Studies", "", "### Conclusions")
+    for results in studies:
+        yield from ("", f"{results.study.name}: {results.study.title}", "")
+        yield from (f"- {line}" for line in conclusion(results))
+    yield ""
+    yield from _statements(judged, card)
     if whole_paper:
-        yield from _studies_not_run(studies)
+        yield from _studies_not_run(studies, card)
     for results in studies:
         yield from ("", f"### {results.study.name}: {results.study.title}", "")
         yield from _setting(results)
@@ -96,7 +119,7 @@ def _page(
         yield "That LION-DG adds no overhead is no study's subject: bench_overhead measures it."
 
 
-def _statements(judged: Sequence[tuple[Statement, Judgement]]) -> Iterator[str]:
+def _statements(judged: Sequence[tuple[Statement, Judgement]], card: str) -> Iterator[str]:
     """Yield the table of what the paper says and what was found, then the evidence."""
     told = [(s, j) for s, j in judged if j.verdict != "not tested"]
     if not told:
@@ -111,17 +134,17 @@ def _statements(judged: Sequence[tuple[Statement, Judgement]]) -> Iterator[str]:
     ]
     yield from ("### Statements of the paper", "", *table(header, rows, text_columns=7))
     if any(j.verdict == "not run" for _, j in told):
-        yield from ("", NOTE)
+        yield from ("", cost_note(card))
     more = [(s.source, s.text, j.evidence) for s, j in told if j.figure not in ("", j.evidence)]
     if more:
         yield from ("", "#### Evidence", "")
         yield from table(("source", "statement", "evidence"), more, text_columns=3)
 
 
-def _studies_not_run(studies: Sequence[StudyResults]) -> Iterator[str]:
+def _studies_not_run(studies: Sequence[StudyResults], card: str) -> Iterator[str]:
     """Yield a table of the named studies that are not on the page, with what they would cost."""
     rows = [
-        (study.title, cost_text(missing, studies), f"`{study.command}`")
+        (study.title, cost_text(missing, studies, card), f"`{study.command}`")
         for study, missing in studies_not_run(studies)
     ]
     if rows:
@@ -154,6 +177,7 @@ def _setting(results: StudyResults) -> Iterator[str]:
     ways = facts(results.runs, "resolved", _RESOLVED)
     yield from ("", *_listed("Machine", machines), *_listed("Executed with", ways))
     yield from _listed("Versions", facts(results.runs, "environment", _VERSIONS))
+    yield from _listed("Data", _data(results.runs))
     if len(machines) > 1 or len(facts(results.runs, "resolved", _left_open(study))) > 1:
         yield ""
         yield (
@@ -163,6 +187,21 @@ def _setting(results: StudyResults) -> Iterator[str]:
     jobs = max(run.summary.get("jobs", 1) for run in results.runs)
     if jobs > 1:
         yield from ("", f"Up to {jobs} runs shared the machine: their seconds are no benchmark.")
+
+
+def _data(runs: Sequence[Run]) -> list[str]:
+    """Return in words which data the runs saw, and whether those that are here are others."""
+    here = DataHere()
+    found: dict[str, None] = {}
+    for run in runs:
+        if told := run.summary.get(DATA):
+            text = f"{run.config.dataset}, fingerprint {told[:12]}"
+            if here.differ(run.config, run.summary):
+                text += ", **other than what is here now**"
+            found[text] = None
+    if unknown := num_unknown(run.summary for run in runs):
+        found["not known" if unknown == len(runs) else f"not known of {unknown} runs"] = None
+    return list(found)
 
 
 def _left_open(study: Study) -> list[str]:
@@ -238,6 +277,7 @@ def _study_values(results: StudyResults) -> dict[str, Any]:
         "machines": facts(results.runs, "environment", _MACHINE),
         "executed_with": facts(results.runs, "resolved", _RESOLVED),
         "versions": facts(results.runs, "environment", _VERSIONS),
+        "data": _data(results.runs),
         **{
             quantity.name: [_row_values(row) for row in compare_variants(results, quantity)]
             for quantity in (STEPS, SECONDS, ACCURACY)

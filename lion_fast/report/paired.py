@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from scipy import stats
 
-from lion_fast.report.stats import holm
+from lion_fast.report.stats import NameT, holm
 
 Values = Mapping[int, float | None]
 """By seed; None where a run has no value."""
@@ -90,8 +90,8 @@ def pair(values: Values, baseline: Values, bounds: Bounds) -> Paired | None:
 
 
 def compare_pairs(
-    pairs: Mapping[str, tuple[Values, Values]], bounds: Bounds, *, significance: float = 0.05
-) -> dict[str, Paired | None]:
+    pairs: Mapping[NameT, tuple[Values, Values]], bounds: Bounds, *, significance: float = 0.05
+) -> dict[NameT, Paired | None]:
     """Test every row of a table, (values, baseline's values), by seed."""
     found = {name: pair(*values, bounds) for name, values in pairs.items()}
     tests = list(found.values())

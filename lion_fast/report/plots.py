@@ -17,14 +17,16 @@ from lion_fast.figures import (
     STYLES,
     Style,
     clean,
+    drawn,
     new_figure,
     save,
 )
+from lion_fast.output import complain
 from lion_fast.report.comparisons import STEPS, VariantRow, compare_variants
 from lion_fast.report.growth import EARLY_STEPS, ON_THE_LINE, growth_fits, lines, shows_lines
 from lion_fast.report.paper import published_steps
 from lion_fast.report.results import Run, StudyResults
-from lion_fast.study.grid import Variant, variant_label
+from lion_fast.study.labels import Variant, VariantKey
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +37,10 @@ _ACCURACY = "train_accuracy_windowed"
 
 
 def draw_study(results: StudyResults, out: Path) -> dict[str, Path | None]:
-    """Draw every picture to `out`; return its path by title, None where runs do not fill it."""
+    """Draw every picture to `out`; return its path by title, None where runs do not fill it.
+
+    None too where it cannot be drawn, which standard error has a line of.
+    """
     pictures: dict[str, tuple[str, Callable[[StudyResults, Path], bool]]] = {
         "Training accuracy, and the step at which each seed reaches its target": (
             "curves",
@@ -49,24 +54,31 @@ def draw_study(results: StudyResults, out: Path) -> dict[str, Path | None]:
             draw_growth,
         ),
     }
-    drawn = {}
+    found: dict[str, Path | None] = {}
     for title, (name, draw) in pictures.items():
         path = out / f"{results.study.name}_{name}.png"
-        drawn[title] = path if draw(results, path) else None
-    return drawn
+        found[title] = None
+        with drawn(path.name, complain):
+            found[title] = path if draw(results, path) else None
+    return found
 
 
-def _styles(results: StudyResults) -> dict[str, Style]:
-    """Return a style by short label: the first variant of a group is drawn as the rival."""
-    labels = dict.fromkeys(map(results.short_label, results.study.variants))
+def _styles(results: StudyResults) -> dict[VariantKey, Style]:
+    """Return a style by method: the first variant of a group is drawn as the rival."""
+    return {method: _style(index) for index, method in enumerate(results.methods)}
+
+
+def _style(index: int) -> Style:
+    """Return the style of the line `index` of a panel; beyond those there are, a mixture of two."""
     order = (RIVAL, OURS, *STYLES[2:])
-    return {label: order[index % len(order)] for index, label in enumerate(labels)}
+    style, other = (order[number % len(order)] for number in (index, index + index // len(order)))
+    return style._replace(marker=other.marker, dashes=other.dashes)
 
 
 class _Line(NamedTuple):
     """A variant in a panel."""
 
-    label: str
+    variant: Variant
     curves: Sequence[np.ndarray]
     """One per seed, from step 1 on; NaN before there is a value."""
     crossings: Sequence[int]
@@ -78,7 +90,7 @@ def draw_curves(results: StudyResults, path: Path) -> bool:
     panels = {
         title: [
             _Line(
-                results.short_label(variant),
+                variant,
                 [100 * run.metrics[_ACCURACY] for run in runs],
                 [s for run in runs if (s := run.summary["steps_to_target"]) is not None],
             )
@@ -106,7 +118,7 @@ def draw_difference(results: StudyResults, path: Path) -> bool:
                 for run in results.of(variant)
                 if run.config.seed in of_seed
             ]
-            panels[title].append(_Line(results.short_label(variant), gaps, ()))
+            panels[title].append(_Line(variant, gaps, ()))
     return _draw_lines(results, path, panels, "points above the baseline", 0.0)
 
 
@@ -133,7 +145,8 @@ def _draw_lines(
         clean(axis, title, grid="y")
         axis.axhline(level, color=INK, linewidth=0.8)
         for line in found:
-            _draw_line(axis, line, styles[line.label], level)
+            style = styles[results.method_of(line.variant)]
+            _draw_line(axis, line, results.short_label(line.variant), style, level)
         axis.set_xlabel("step")
         if place % num_columns == 0:
             axis.set_ylabel(what)
@@ -158,14 +171,14 @@ def _cut(curves: Sequence[np.ndarray]) -> np.ndarray:
     return np.stack([curve[:length] for curve in curves])
 
 
-def _draw_line(axis: "Axes", line: _Line, style: Style, level: float) -> None:
+def _draw_line(axis: "Axes", line: _Line, name: str, style: Style, level: float) -> None:
     curves = _cut(line.curves)
     steps = np.arange(1, 1 + curves.shape[1])
     low, high = curves.min(axis=0), curves.max(axis=0)
     axis.fill_between(steps, low, high, color=style.color, alpha=0.15, linewidth=0)
     axis.plot(
         steps, curves.mean(axis=0), color=style.color, linestyle=style.dashes, linewidth=1.6,
-        label=f"{line.label} (n = {len(curves)})",
+        label=f"{name} (n = {len(curves)})",
     )  # fmt: skip
     for crossing in line.crossings:
         axis.plot(
@@ -242,7 +255,7 @@ def draw_gradients(results: StudyResults, path: Path) -> bool:
         clean(norm_axis, "auxiliary heads", grid="y")
         for variant in variants:
             label, runs = results.short_label(variant), probed(variant)
-            style = styles[label]
+            style = styles[results.method_of(variant)]
             for run in runs:
                 ratio_axis.plot(
                     run.probes["step"], run.probes["gradient_ratio"], color=style.color,
@@ -285,20 +298,19 @@ def draw_growth(results: StudyResults, path: Path) -> bool:
     """Draw each head's norm over its line, a curve a run; return whether descent trained any."""
     if not shows_lines(results):
         return False
-    of_variant = {
-        variant_label(variant): [lines(run) for run in results.of(variant)]
+    drawn = [
+        (results.study.label(variant), [lines(run) for run in results.of(variant)])
         for variant in results.study.variants
-    }
-    heads = list(dict.fromkeys(h for runs in of_variant.values() for run in runs for h in run))
+    ]
+    heads = list(dict.fromkeys(h for _, runs in drawn for run in runs for h in run))
     figure = new_figure(WIDTH, 3.4)
     axes = figure.subplots(1, len(heads), squeeze=False, sharey=True)[0]
     for index, (axis, head) in enumerate(zip(axes, heads, strict=True)):
         clean(axis, f"auxiliary head {index}", grid="y")
         axis.axhspan(1 - ON_THE_LINE, 1 + ON_THE_LINE, color=PALE, alpha=0.5, linewidth=0)
         axis.axhline(1, color=INK, linewidth=0.8)
-        for style, (label, runs) in zip(
-            (RIVAL, OURS, *STYLES[2:]), of_variant.items(), strict=False
-        ):
+        for number, (label, runs) in enumerate(drawn):
+            style = _style(number)
             for place, line in enumerate(run[head] for run in runs if head in run):
                 axis.plot(
                     line.updates, line.ratio, color=style.color, linestyle=style.dashes,

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.study.grid import Cell, Study, Variant, variant_label
+from lion_fast.study.data import finished, known_data
+from lion_fast.study.grid import Cell, Study, by_recipe
+from lion_fast.study.labels import Variant, VariantKey, distinct_labels, variant_key
 from lion_fast.study.store import Store, Table
 
 Curves = Mapping[str, NDArray[np.float64]]
@@ -65,23 +67,45 @@ class StudyResults:
     @cached_property
     def groups(self) -> dict[str, list[Variant]]:
         """The variants that are compared with one another, under what tells them from the rest."""
-        groups: dict[str, list[Variant]] = {}
+        settings: dict[VariantKey, Variant] = {}
+        groups: dict[VariantKey, list[Variant]] = {}
         for variant in self.study.variants:
             config = replace(self.study.base, **variant)
             common = {k: v for k, v in variant.items() if k not in self.study.baseline}
             setting = {"dataset": config.dataset, "arch": config.arch, **common}
-            groups.setdefault(variant_label(setting), []).append(variant)
-        if len(groups) == 1:
-            return groups
-        shared = set.intersection(*(set(title.split()) for title in groups))
-        return {
-            " ".join(word for word in title.split() if word not in shared): variants
-            for title, variants in groups.items()
+            key = variant_key(setting)
+            settings.setdefault(key, by_recipe(setting))
+            groups.setdefault(key, []).append(variant)
+        shared: VariantKey = frozenset()
+        if len(settings) > 1:
+            shared = frozenset.intersection(*map(variant_key, settings.values()))
+        titles = distinct_labels(
+            [
+                {name: value for name, value in setting.items() if (name, value) not in shared}
+                for setting in settings.values()
+            ]
+        )
+        return dict(zip(titles, groups.values(), strict=True))
+
+    @cached_property
+    def methods(self) -> dict[VariantKey, str]:
+        """What tells variants from the others of their group, by `method_of`, in words."""
+        methods = {
+            self.method_of(variant): self._method(variant) for variant in self.study.variants
         }
+        labels = distinct_labels([by_recipe(method) for method in methods.values()])
+        return dict(zip(methods, labels, strict=True))
+
+    def method_of(self, variant: Variant) -> VariantKey:
+        """Return the key of what tells a variant from the others of its group."""
+        return variant_key(self._method(variant))
+
+    def _method(self, variant: Variant) -> Variant:
+        return {k: v for k, v in variant.items() if k in self.study.baseline}
 
     def short_label(self, variant: Variant) -> str:
-        """Return what tells a variant from the others of its group."""
-        return variant_label({k: v for k, v in variant.items() if k in self.study.baseline})
+        """Return what tells a variant from the others of its group, in words."""
+        return self.methods[self.method_of(variant)]
 
 
 def has_values(config: TrainConfig, fields: Mapping[str, Any]) -> bool:
@@ -92,7 +116,8 @@ def has_values(config: TrainConfig, fields: Mapping[str, Any]) -> bool:
 def read_study(study: Study, out: Path) -> StudyResults:
     """Read what the store of `study` below `out` holds of it.
 
-    Raises UserError where there is no store or it cannot be read.
+    Raises UserError where there is no store or it cannot be read, and where it holds runs of
+    different data under one name.
     """
     folder = study.folder(out)
     if not (folder / "study.sqlite").exists():
@@ -104,6 +129,8 @@ def read_study(study: Study, out: Path) -> StudyResults:
         study = as_stored(study, store)
         store.check_runs_of(study)
         cells = store.of(study)
+        told = [(cell.config, summary) for cell, summary in finished(cells)]
+        known_data(told, store.path)
         runs = tuple(
             Run(
                 cell.variant,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lion_fast.config import TrainConfig, fields_of
-from lion_fast.report.costs import cost_text
+from lion_fast.report.costs import DEFAULT_CARD, cost_text
 from lion_fast.report.gradient_judges import (
     LINEAR,
     STEADY,
@@ -80,11 +80,11 @@ class Statement:
 
 
 def judge_all(
-    studies: Sequence[StudyResults], *, whole: bool = False
+    studies: Sequence[StudyResults], *, whole: bool = False, card: str = DEFAULT_CARD
 ) -> list[tuple[Statement, Judgement]]:
     """Return every statement on runs of `studies` with what the most telling of them says of it.
 
-    With `whole`, also those that no run at hand can test, each with what it would cost.
+    With `whole`, also those that no run at hand can test, each with what it would cost on `card`.
     """
     judged = []
     for statement in STATEMENTS:
@@ -96,13 +96,16 @@ def judge_all(
                 found.append(judgement._replace(command=command_of(results.study)))
         tested = [judgement for judgement in found if judgement.verdict != "not tested"]
         if whole and not tested:
-            tested = [not_run(statement, found, studies)]
+            tested = [not_run(statement, found, studies, card)]
         judged += [(statement, judgement) for judgement in [*tested, *found][:1]]
     return judged
 
 
 def not_run(
-    statement: Statement, found: Sequence[Judgement], studies: Sequence[StudyResults]
+    statement: Statement,
+    found: Sequence[Judgement],
+    studies: Sequence[StudyResults],
+    card: str,
 ) -> Judgement:
     """Return what a statement that no run tests needs: runs of the first study that can."""
     study = STUDIES[statement.studies[0]]
@@ -114,10 +117,11 @@ def not_run(
         and numbers_of(cell.config) not in done
     ]
     why = [judgement.evidence for judgement in found if judgement.evidence]
+    cost = cost_text(missing, studies, card)
     return Judgement(
         "not run",
-        "; ".join([*why[:1], cost_text(missing, studies)]),
-        figure=cost_text(missing, studies),
+        "; ".join([*why[:1], cost]),
+        figure=cost,
         command=command_of(study),
     )
 

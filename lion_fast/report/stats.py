@@ -1,14 +1,17 @@
 """Statistics over seeds: Welch's test, Cohen's d, bootstrapped speedups, Holm's correction."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, pstdev, stdev
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+NameT = TypeVar("NameT", bound=Hashable)
+"""What tells the rows of a table apart."""
 
 _THRESHOLDS = ((0.2, "negligible"), (0.5, "small"), (0.8, "medium"), (math.inf, "large"))
 
@@ -30,6 +33,14 @@ def describe(values: Sequence[float]) -> Sample:
     # Exact arithmetic: the spread of equal values is 0, not a rounding error.
     std = stdev(values) if len(values) > 1 else None
     return Sample(len(values), mean(values), std, pstdev(values))
+
+
+def t_interval(values: Sequence[float], *, level: float = 0.95) -> tuple[float, float]:
+    """Return Student's interval of the mean of at least two values."""
+    sample = describe(values)
+    assert sample.std is not None
+    half = float(stats.t.isf((1 - level) / 2, sample.n - 1)) * sample.std / math.sqrt(sample.n)
+    return sample.mean - half, sample.mean + half
 
 
 def describe_whole(values: Sequence[float | None]) -> Sample | None:
@@ -161,12 +172,12 @@ class Comparison:
 
 
 def compare(
-    rows: Mapping[str, Sequence[float | None]],
-    baseline: Mapping[str, Sequence[float | None]],
+    rows: Mapping[NameT, Sequence[float | None]],
+    baseline: Mapping[NameT, Sequence[float | None]],
     *,
     words: tuple[str, str] = ("lower", "higher"),
     significance: float = 0.05,
-) -> dict[str, Comparison]:
+) -> dict[NameT, Comparison]:
     """Compare every row of a table with its baseline; `words` name a smaller and a larger mean.
 
     A None among the values is a run without the quantity, such as one that never reached its

@@ -16,7 +16,7 @@ from lion_fast.report.paper import (
 from lion_fast.report.power import POWER
 from lion_fast.report.results import Run, StudyResults
 from lion_fast.report.stats import Sample, describe, describe_whole
-from lion_fast.study.grid import variant_label
+from lion_fast.study.labels import VariantKey, variant_key
 
 _POWER_NOTE = (
     "Shown at this n: the smallest true difference that Welch's test of so many seeds finds with"
@@ -27,7 +27,7 @@ _POWER_NOTE = (
 
 def study_tables(results: StudyResults) -> Iterator[str]:
     """Yield the Markdown lines of every table that the study's runs can fill."""
-    steps = [row for row in compare_variants(results, STEPS) if _can_reach(row)]
+    steps = [row for row in compare_variants(results, STEPS) if row.can_reach]
     if steps:
         yield from _steps_tables(results, steps)
     yield from ("", "#### Validation accuracy", "", _accuracy_note(results), "")
@@ -46,11 +46,6 @@ def study_tables(results: StudyResults) -> Iterator[str]:
     if shows_lines(results):
         yield from ("", "#### Growth of zeroed heads", "")
         yield from line_table(results)
-
-
-def _can_reach(row: VariantRow) -> bool:
-    """Whether its runs go on beyond the steps over which the target's accuracy is averaged."""
-    return row.config.max_steps > row.config.window or row.num_reached > 0
 
 
 def _steps_tables(results: StudyResults, rows: Sequence[VariantRow]) -> Iterator[str]:
@@ -182,14 +177,13 @@ def _by_seed(
 
 def _side_by_side(results: StudyResults, rows: Sequence[VariantRow]) -> list[str]:
     """Return a row per setting, a column per method, and how far each spreads over the settings."""
-    by_label = {row.label: row for row in rows}
-    methods = list(dict.fromkeys(map(results.short_label, results.study.variants)))
-    means: dict[str, list[float]] = {method: [] for method in methods}
+    by_key = {row.key: row for row in rows}
+    means: dict[VariantKey, list[float]] = {method: [] for method in results.methods}
     lines = []
     for setting, variants in results.groups.items():
-        cells = dict.fromkeys(methods, ABSENT)
+        cells = dict.fromkeys(results.methods, ABSENT)
         for variant in variants:
-            row, method = by_label.get(variant_label(variant)), results.short_label(variant)
+            row, method = by_key.get(variant_key(variant)), results.method_of(variant)
             if row is not None and row.sample is not None:
                 means[method].append(row.sample.mean)
                 speedup = "" if row.speedup is None else f" ({row.speedup:+.1f} %)"
@@ -199,7 +193,8 @@ def _side_by_side(results: StudyResults, rows: Sequence[VariantRow]) -> list[str
         f"{100 * (max(m) - min(m)) / describe(m).mean:.1f} %" if len(m) > 1 else ABSENT
         for m in means.values()
     ]
-    return table(("setting", *methods), [*lines, ("(largest - smallest) / mean", *spreads)])
+    header = ("setting", *results.methods.values())
+    return table(header, [*lines, ("(largest - smallest) / mean", *spreads)])
 
 
 def _beside_steps(row: VariantRow, seed: int) -> list[str]:
@@ -221,7 +216,7 @@ def _exits(results: StudyResults) -> list[str]:
             continue
         heads = zip(*(run.summary["val_accuracy_per_head"] for run in runs), strict=True)
         cells = [_mean(describe([100 * value for value in head]), "{:.2f}") for head in heads]
-        lines.append((variant_label(variant), str(len(runs)), *cells))
+        lines.append((results.study.label(variant), str(len(runs)), *cells))
     num_aux = max(len(line) for line in lines) - 3
     # A network with fewer auxiliary heads leaves the later of their columns empty.
     lines = [(*line[:-1], *[ABSENT] * (num_aux + 3 - len(line)), line[-1]) for line in lines]
@@ -237,7 +232,7 @@ def _times(results: StudyResults) -> list[str]:
         ("set-up s", "setup_seconds", "{:.1f}"),
         ("training s", "train_seconds", "{:,.1f}"),
     )
-    speedups = {row.label: row.speedup for row in compare_variants(results, SECONDS)}
+    speedups = {row.key: row.speedup for row in compare_variants(results, SECONDS)}
     lines = []
     for variant in results.study.variants:
         runs = results.of(variant)
@@ -246,8 +241,8 @@ def _times(results: StudyResults) -> list[str]:
                 _mean(describe_whole([run.summary[key] for run in runs]), form)
                 for _, key, form in parts
             ]
-            label = variant_label(variant)
-            speedup = _number(speedups[label], "{:+.1f}")
+            label = results.study.label(variant)
+            speedup = _number(speedups[variant_key(variant)], "{:+.1f}")
             lines.append((label, cells[0], speedup, *cells[1:], _init_in_steps(runs)))
     names = [name for name, *_ in parts]
     return _filled(("run", names[0], "less time %", *names[1:], "init in steps"), lines)
@@ -283,7 +278,7 @@ def _awakening(results: StudyResults) -> list[str]:
         fits = [growth_fits(run, num).values() if is_dense else () for num in fitted]
         lines.append(
             (
-                variant_label(run.variant),
+                results.study.label(run.variant),
                 str(run.config.seed),
                 *(significant(by_step[m]) if m in by_step else ABSENT for m in marks),
                 f"{significant(by_step[max(by_step)])} ({max(by_step):,})",

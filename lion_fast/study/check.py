@@ -2,17 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.places import place
 from lion_fast.study.grid import Cell, Study
-
-# What each of the downloadable sets is read from; the first that exists is taken.
-_FILES = {
-    "cifar10": ("cifar10.npz", "cifar-10-batches-py", "cifar-10-python.tar.gz"),
-    "cifar100": ("cifar100.npz", "cifar-100-python", "cifar-100-python.tar.gz"),
-}
 
 
 def obstacle_lines(study: Study) -> list[str]:
@@ -57,11 +51,12 @@ def _obstacles(config: TrainConfig) -> Iterator[str]:
 
 
 def _missing_data(config: TrainConfig) -> Iterator[str]:
-    from lion_fast.data.open import DEFAULT_DATA_DIR
+    from lion_fast.data.cifar import SOURCES
+    from lion_fast.data.sources import data_dir_of
 
-    if config.dataset in _FILES:
-        folder = (config.data_dir or DEFAULT_DATA_DIR).expanduser()
-        if not any((folder / name).exists() for name in _FILES[config.dataset]):
+    if config.dataset in SOURCES:
+        folder = data_dir_of(config.data_dir)
+        if not any((folder / name).exists() for name in SOURCES[config.dataset]):
             yield f"{config.dataset} is not in {folder}: the first run would download it"
-    elif config.dataset != "digits" and not Path(config.dataset).expanduser().exists():
+    elif config.dataset != "digits" and not place(config.dataset).exists():
         yield f"cannot run: dataset {config.dataset} does not exist"

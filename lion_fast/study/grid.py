@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from lion_fast.config import PRESETS, TrainConfig, fields_of
 from lion_fast.errors import UserError
-
-Variant = Mapping[str, Any]
-"""Config fields and their values: what tells one row of a study's table from another."""
+from lion_fast.places import place
+from lion_fast.study.labels import Variant, VariantKey, distinct_labels, variant_key
 
 PAPER_SEEDS = (42, 123, 456)
 _FREE = fields_of("housekeeping")
@@ -59,6 +58,8 @@ class Cell:
 
     variant: Variant
     config: TrainConfig
+    label: str = ""
+    """The variant in words, other than every other's of its study."""
 
     @cached_property
     def key(self) -> str:
@@ -72,30 +73,12 @@ class Cell:
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
-    @property
-    def label(self) -> str:
-        """The variant in words; see `variant_label`."""
-        return variant_label(self.variant)
 
+def by_recipe(variant: Variant) -> Variant:
+    """Return the variant with the name of the nearest recipe in place of that one's fields.
 
-def variant_label(variant: Variant) -> str:
-    """Return names bare and numbers with their field: `cifar10 lion_dg aux_weight=0.1`.
-
-    A recipe goes by its name and what differs from it: `fast cpu_bf16=False lion_dg`.
+    What differs from the recipe stays, so that variants that differ do so still.
     """
-    words = (
-        Path(value).stem
-        if name == "dataset"
-        else value
-        if isinstance(value, str)
-        else f"{name}={value}"
-        for name, value in _by_recipe(variant).items()
-    )
-    return " ".join(words)
-
-
-def _by_recipe(variant: Variant) -> Variant:
-    """Return the variant with the name of the nearest recipe in place of that one's fields."""
     fields = RECIPES["paper"].keys()
     if not fields <= variant.keys():
         return variant
@@ -137,6 +120,13 @@ class Study:
                 _known_field(name, f"study {self.name}")
         if not self.seeds or not self.variants:
             raise UserError(f"study {self.name} has no runs: give seeds and at least one axis")
+        # As the configs have them: what numpy or pathlib calls a value is no other variant.
+        configs = [replace(self.base, **variant) for variant in self.variants]
+        variants = tuple(
+            {name: getattr(config, name) for name in variant}
+            for config, variant in zip(configs, self.variants, strict=True)
+        )
+        object.__setattr__(self, "variants", variants)
         cells = self.cells()
         if len({cell.key for cell in cells}) < len(cells):
             raise UserError(f"study {self.name} has the same run twice: drop a cell or a seed")
@@ -148,10 +138,23 @@ class Study:
     @cached_property
     def _cells(self) -> tuple[Cell, ...]:
         return tuple(
-            Cell(variant, replace(self.base, **variant, seed=seed))
+            Cell(variant, replace(self.base, **variant, seed=seed), self.label(variant))
             for seed in self.seeds
             for variant in self.variants
         )
+
+    def label(self, variant: Variant) -> str:
+        """Return what people call a variant of the study: `cifar10 lion_dg aux_weight=0.1`.
+
+        A recipe goes by its name and what differs from it: `fast cpu_bf16=False lion_dg`. No two
+        variants have one label, but values are joined by `variant_key`.
+        """
+        return self._labels[variant_key(variant)]
+
+    @cached_property
+    def _labels(self) -> dict[VariantKey, str]:
+        labels = distinct_labels([by_recipe(variant) for variant in self.variants])
+        return dict(zip(map(variant_key, self.variants), labels, strict=True))
 
     def baseline_of(self, variant: Variant) -> Variant | None:
         """Return the variant that `variant` is compared with; None where the study has none."""
@@ -165,7 +168,7 @@ class Study:
 
     def folder(self, out: Path) -> Path:
         """Return the folder of the store and of the run folders."""
-        return out / (self.store_name or self.name)
+        return place(out) / (self.store_name or self.name)
 
     def override(self, *, seeds: tuple[int, ...] | None = None, **values: Any) -> "Study":
         """Return the study with other seeds and other values of `base`; None leaves as it is.
@@ -182,8 +185,9 @@ def load_study(path: Path) -> Study:
     `axes` maps fields to lists and spans a grid; each of `cells` adds one variant. Raises UserError
     on what is no TOML, on an unknown key or field (with a suggestion) and on a wrong type.
     """
+    path = place(path)
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read the study {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -11,10 +11,14 @@ from typing import Any, NamedTuple
 import lion_fast
 from lion_fast.config import REMOVED, TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.study.export import NAMES
+from lion_fast.study.data import DataHere, finished, known_data, num_unknown, source_of
+from lion_fast.study.export import NAMES, UNREADABLE, open_table
 from lion_fast.study.grid import Study, course
-from lion_fast.study.store import SUMMARY_KEYS, Store, Table
+from lion_fast.study.store import Store
+from lion_fast.study.stored import DATA, SUMMARY_KEYS, Table
 
+_SAME_NUMBERS = frozenset({"0.1.0", "0.2.0"})
+"""Versions whose runs of one config take the same course."""
 _RESOLVED = ("device", "engine", "loader", "precision", "impl", "backbone")
 _OF_A_SUMMARY = frozenset(
     {
@@ -41,13 +45,16 @@ class Imported(NamedTuple):
     """Runs that the store had finished before: they stay as they are."""
     num_others: int
     """Runs that are none of the study's, or that failed."""
+    num_unknown: int = 0
+    """Runs taken that do not say what data they saw."""
 
     def line(self) -> str:
         """Return it in words."""
         counts = {"taken": self.num_taken, "here already": self.num_held}
         counts["not of this study or failed"] = self.num_others
         told = ", ".join(f"{number} {words}" for words, number in counts.items() if number)
-        return f"{self.folder}: {told}"
+        unknown = f"; data not known of {self.num_unknown}" if self.num_unknown else ""
+        return f"{self.folder}: {told}{unknown}"
 
 
 def import_csv(study: Study, out: Path, folders: Sequence[Path]) -> list[Imported]:
@@ -55,8 +62,8 @@ def import_csv(study: Study, out: Path, folders: Sequence[Path]) -> list[Importe
 
     A run is known by its key, the hash of its config, so that none enters that the study would not
     itself have made. Its machine and versions come with it. Raises UserError on what is no whole
-    export, on runs of another version, and where no run at all is of the study; of a folder that is
-    refused no run is taken.
+    export, on runs of another version or of other data than those here or in the store, and where
+    no run at all is of the study; of a folder that is refused no run is taken.
     """
     exports = {folder: list(_read(folder / NAMES[0], _WANTED)) for folder in folders}
     for folder, summaries in exports.items():
@@ -68,12 +75,14 @@ def import_csv(study: Study, out: Path, folders: Sequence[Path]) -> list[Importe
             " with, such as --engine, --max-steps or --stop-at-target"
         )
     with Store.create(study, out) as store:
-        return [_import(study, store, folder, rows) for folder, rows in exports.items()]
+        here = DataHere()
+        return [_import(study, store, folder, rows, here) for folder, rows in exports.items()]
 
 
 def _check_version(folder: Path, summaries: Sequence[dict[str, str]]) -> None:
     versions = {version for row in summaries if (version := row.get("lion-fast"))}
-    if others := sorted(versions - {lion_fast.__version__}):
+    same = _SAME_NUMBERS if lion_fast.__version__ in _SAME_NUMBERS else {lion_fast.__version__}
+    if others := sorted(versions - same):
         raise UserError(
             f"{folder} was exported from lion-fast {others[0]} and this is {lion_fast.__version__}:"
             " its numbers may differ by that"
@@ -81,8 +90,13 @@ def _check_version(folder: Path, summaries: Sequence[dict[str, str]]) -> None:
 
 
 def _import(
-    study: Study, store: Store, folder: Path, summaries: Sequence[dict[str, str]]
+    study: Study,
+    store: Store,
+    folder: Path,
+    summaries: Sequence[dict[str, str]],
+    here: DataHere,
 ) -> Imported:
+    _check_data(study, store, folder, summaries, here)
     wanted = {cell.key: stored for cell, stored in store.of(study) if stored is not None}
     counts: Counter[str] = Counter()
     taken = {}
@@ -105,17 +119,57 @@ def _import(
         whole.append((cell_id, summary, tables))
     for cell_id, summary, tables in whole:
         store.finish(cell_id, summary, tables)
-    return Imported(folder, len(taken), counts["held"], counts["others"])
+    unknown = num_unknown(summary for _, summary, _ in whole)
+    return Imported(folder, len(taken), counts["held"], counts["others"], unknown)
+
+
+def _check_data(
+    study: Study,
+    store: Store,
+    folder: Path,
+    summaries: Sequence[dict[str, str]],
+    here: DataHere,
+) -> None:
+    """Raise UserError where runs of the export saw other data than the store's, or those here."""
+    cells = store.of(study)
+    known = known_data([(cell.config, summary) for cell, summary in finished(cells)], store.path)
+    cell_of = {cell.key: cell for cell, _ in cells}
+    for row in summaries:
+        cell, told = cell_of.get(row["key"]), row.get(DATA)
+        if cell is None or row["error"] or not told:
+            continue
+        now = here.of(cell.config)
+        if now not in (None, told):
+            whose = f"{cell.config.dataset} is here"
+        elif known.setdefault(source_of(cell.config), told) != told:
+            whose = f"runs in {store.path} or of the same import have seen"
+        else:
+            continue
+        raise UserError(
+            f"{folder}: run {row['key']}, {cell.label} seed {cell.config.seed}, is of other data"
+            f" than {whose}: give another --out, or run it anew here"
+        )
 
 
 def _summary(row: dict[str, str], config: TrainConfig) -> dict[str, Any]:
     """Return a run's summary; what is neither its own, its config's nor resolved is environment."""
     heads = [name for name in row if _HEAD.fullmatch(name) and row[name]]
-    known = {*_OF_A_SUMMARY, *_RESOLVED, *heads, *course(config), *REMOVED, "key", "error", "seed"}
+    known = {
+        DATA,
+        *_OF_A_SUMMARY,
+        *_RESOLVED,
+        *heads,
+        *course(config),
+        *REMOVED,
+        "key",
+        "error",
+        "seed",
+    }
     environment = {name for name in row if name not in known and not _HEAD.fullmatch(name)}
     return {
         **{name: _number_or_none(row[name]) for name in row if name in _OF_A_SUMMARY},
         "steps": int(row["steps"]),
+        **({DATA: row[DATA]} if row.get(DATA) else {}),
         "val_accuracy_per_head": [float(row[name]) for name in heads],
         "resolved": {name: row[name] for name in _RESOLVED if row.get(name)},
         "environment": {name: _value(row[name]) for name in environment if row[name]},
@@ -189,7 +243,7 @@ def _named(path: Path, key: str) -> Iterator[None]:
 def _read(path: Path, wanted: frozenset[str]) -> Iterator[dict[str, str]]:
     """Yield the rows of an export, which has the columns `wanted` at least; raises UserError."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open_table(path) as file:
             rows = csv.reader(file)
             columns = next(rows, [])
             if missing := wanted - set(columns):
@@ -201,6 +255,6 @@ def _read(path: Path, wanted: frozenset[str]) -> Iterator[dict[str, str]]:
                         f" {len(columns)} names: it was cut or edited; export it anew"
                     )
                 yield dict(zip(columns, row, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UNREADABLE as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the export {path}: {reason}") from None

@@ -10,14 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from lion_fast.errors import UserError
+from lion_fast.output import say as say_aloud
+from lion_fast.study.data import (
+    DataHere,
+    Source,
+    drop_unfinished,
+    finished,
+    forget_changed,
+    known_data,
+    num_unknown,
+    refuse_changed,
+    source_of,
+)
 from lion_fast.study.grid import Cell, Study
 from lion_fast.study.pools import Ended, MakePool, Pool, Result, Trainer
 from lion_fast.study.pools.local import LocalPool
 from lion_fast.study.pools.worker import train_cell
-from lion_fast.study.saying import say as say_aloud
 from lion_fast.study.status import cell_states, steps_done, time_left
 from lion_fast.study.stopping import signal_of, stop_signals
 from lion_fast.study.store import Store
+from lion_fast.study.stored import DATA
 from lion_fast.training.ranks.torchrun import ranks_here
 from lion_fast.training.screen.printed import clock
 
@@ -46,10 +58,13 @@ def run_study(
     say: Callable[[str], None] = say_aloud,
     trainer: Trainer = train_cell,
     make_pool: MakePool | None = None,
+    rerun_changed: bool = False,
 ) -> StudyOutcome:
     """Run every cell of `study` that its store below `out` does not hold yet; say what happens.
 
-    make_pool: what runs them; without it, `jobs` worker processes of this machine.
+    make_pool: what runs them; without it, `jobs` worker processes of this machine. rerun_changed:
+    also run anew what has seen other data than those that are here; without it, such runs are
+    refused.
 
     A failed cell is recorded and the rest goes on. Raises UserError on bad input and when the store
     fails. Raises KeyboardInterrupt on Ctrl-C, its subclass Stopped on SIGTERM and SIGHUP, once the
@@ -63,7 +78,7 @@ def run_study(
     with Store.create(study, out) as store:
         make = make_pool or partial(LocalPool, jobs)
         with stop_signals(), closing(make(trainer)) as pool:
-            return _Start(study, store, pool, say).execute()
+            return _Start(study, store, pool, say, rerun_changed).execute()
 
 
 @dataclass
@@ -80,11 +95,18 @@ class _Start:
     """One start of a study."""
 
     def __init__(
-        self, study: Study, store: Store, pool: Pool[Any], say: Callable[[str], None]
+        self,
+        study: Study,
+        store: Store,
+        pool: Pool[Any],
+        say: Callable[[str], None],
+        rerun_changed: bool,
     ) -> None:
         self.study, self.store, self.pool = study, store, pool
         self.started = time.perf_counter()
         self.say = lambda text: say(f"{clock(time.perf_counter() - self.started):>8}  {text}")
+        self.here, self.rerun_changed = DataHere(), rerun_changed
+        self.data = self._settle_data()
         cells = store.of(study)
         self.pending = deque(_Run(c, s.id) for c, s in cells if s and s.summary is None)
         self.total = len(cells)
@@ -92,6 +114,20 @@ class _Start:
         self.claims: dict[Hashable, ExitStack] = {}
         self.is_stopping = False
         self.counts = {"done": 0, "failed": 0, "elsewhere": 0}
+
+    def _settle_data(self) -> dict[Source, str]:
+        """Return which data the finished runs saw, and no others are to; raises UserError."""
+        cells = self.store.of(self.study)
+        if self.rerun_changed:
+            if count := forget_changed(cells, self.store, self.here):
+                self.say(f"{count} finished runs are of other data than now: they run anew")
+            cells = self.store.of(self.study)
+        runs = finished(cells)
+        changed = [cell for cell, summary in runs if self.here.differ(cell.config, summary)]
+        refuse_changed(changed, self.store.path)
+        if count := num_unknown(summary for _, summary in runs):
+            self.say(f"data not known of {count} finished runs, which do not say what they saw")
+        return known_data([(cell.config, summary) for cell, summary in runs], self.store.path)
 
     def execute(self) -> StudyOutcome:
         """Run until nothing is pending."""
@@ -153,6 +189,8 @@ class _Start:
             self.pool.retire(slot)
             return
         self.slots[slot], self.claims[slot] = run, claim
+        if self.rerun_changed:
+            drop_unfinished(self._folder(run.cell), run.cell.config, self.here)
         self.say(f"start   {run.cell.label}  seed {run.cell.config.seed}")
         self.pool.give(slot, replace(run.cell.config, out=self._folder(run.cell)))
 
@@ -172,6 +210,12 @@ class _Start:
             del self.slots[slot]
 
     def _record(self, run: _Run, result: Result) -> None:
+        if result.state == "done" and self._saw_other_data(run.cell, result.values):
+            result = Result(
+                "failed",
+                f"{run.cell.config.dataset} was another data set in this run than in the others:"
+                " start the study again with --rerun changed",
+            )
         if result.state == "done":
             self.store.finish(run.cell_id, result.values, result.tables)
             for checkpoint in self._folder(run.cell).glob("*/checkpoint*.pt"):
@@ -179,6 +223,15 @@ class _Start:
         else:
             self.store.fail(run.cell_id, result.text)
         self._count(run.cell, result)
+
+    def _saw_other_data(self, cell: Cell, summary: dict[str, Any]) -> bool:
+        """Whether a run saw other data than those before it, such as some changed meanwhile."""
+        told = summary.get(DATA)
+        if told is None:
+            return False
+        source = source_of(cell.config)
+        now = self.here.of(cell.config)
+        return self.data.setdefault(source, now or told) != told
 
     def _record_end(self, run: _Run, end: Ended) -> None:
         """Record a run that its slot took with it, or let another slot go on with it."""

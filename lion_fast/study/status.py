@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
+from lion_fast.study.data import DataHere, num_unknown
 from lion_fast.study.grid import Cell, Study
 from lion_fast.study.store import Store, StoredCell
 from lion_fast.training.screen.printed import clock
@@ -29,7 +30,8 @@ class CellState:
 
     cell: Cell
     stored: StoredCell | None
-    state: Literal["missing", "running", "failed", "done"]
+    state: Literal["missing", "running", "failed", "changed", "done"]
+    """changed: done, and of other data than those that are here."""
     step: int
     """Steps that its run folder shows; at most `log_every` behind."""
 
@@ -48,18 +50,22 @@ class CellState:
         return text.rstrip()
 
 
-def cell_states(study: Study, store: Store | None) -> list[CellState]:
-    """Return the state of every cell of `study`; all are missing where there is no store yet."""
+def cell_states(study: Study, store: Store | None, here: DataHere | None = None) -> list[CellState]:
+    """Return the state of every cell of `study`; all are missing where there is no store yet.
+
+    here: where it is given, runs that saw other data are told apart.
+    """
     if store is None:
         return [CellState(cell, None, "missing", 0) for cell in study.cells()]
-    return [_state(cell, stored, store) for cell, stored in store.of(study)]
+    return [_state(cell, stored, store, here) for cell, stored in store.of(study)]
 
 
-def _state(cell: Cell, stored: StoredCell | None, store: Store) -> CellState:
+def _state(cell: Cell, stored: StoredCell | None, store: Store, here: DataHere | None) -> CellState:
     if stored is None:
         return CellState(cell, None, "missing", 0)
     if stored.summary is not None:
-        return CellState(cell, stored, "done", stored.summary["steps"])
+        is_changed = here is not None and here.differ(cell.config, stored.summary)
+        return CellState(cell, stored, "changed" if is_changed else "done", stored.summary["steps"])
     step = steps_done(store.folder / "runs" / cell.key)
     if store.claimed_by(stored.id) is not None:
         return CellState(cell, stored, "running", step)
@@ -133,51 +139,60 @@ def outcome(summary: dict[str, Any]) -> str:
         crossing = f"{target} not reached in {summary['steps']} steps"
     else:
         seconds = summary["seconds_to_target"]
-        crossing = f"{target} at step {summary['steps_to_target']} ({seconds:.2f} s)"
+        took = "stood still meanwhile: no seconds" if seconds is None else f"{seconds:.2f} s"
+        crossing = f"{target} at step {summary['steps_to_target']} ({took})"
     return f"{crossing}  validation {100 * summary['val_accuracy']:.2f} %"
 
 
 def status_lines(study: Study, out: Path) -> list[str]:
     """Return every run with its state, and the totals; write nothing."""
-    states = _read_states(study, out)
+    states = _read_states(study, out, DataHere())
     return [*(state.line() for state in states), _total(study, states)]
 
 
 def cells_to_run(study: Study, out: Path) -> list[Cell]:
     """Return the cells that are not done."""
-    return [state.cell for state in _read_states(study, out) if state.state != "done"]
+    states = _read_states(study, out, DataHere())
+    return [state.cell for state in states if state.state != "done"]
 
 
 def watch(study: Study, out: Path) -> None:
     """Show a table of all runs on the terminal, redrawn for as long as one is in progress."""
     from rich.live import Live
 
-    states = _read_states(study, out)
+    here = DataHere()
+    states = _read_states(study, out, here)
     with Live(auto_refresh=False) as live:
         while any(state.state == "running" for state in states):
             live.update(status_table(study, states, live.console.height), refresh=True)
             time.sleep(_REFRESH_SECONDS)
-            states = _read_states(study, out)
+            states = _read_states(study, out, here)
         live.update(status_table(study, states))
 
 
-def _read_states(study: Study, out: Path) -> list[CellState]:
+def _read_states(study: Study, out: Path, here: DataHere) -> list[CellState]:
     folder = study.folder(out)
     exists = (folder / "study.sqlite").exists()
     with Store.open(folder) if exists else nullcontext() as store:
         if store is not None:
             store.check_runs_of(study)
-        return cell_states(study, store)
+        return cell_states(study, store, here)
 
 
 def _total(study: Study, states: Sequence[CellState]) -> str:
     left = time_left(states)
     eta = "" if left is None else f"; about {left} left"
-    return f"{study.name}: {len(states)} runs: {_counts(states)}{eta}"
+    lines = f"{study.name}: {len(states)} runs: {_counts(states)}{eta}"
+    if any(state.state == "changed" for state in states):
+        lines += "; changed: of other data than now, --rerun changed runs them anew"
+    summaries = [s.stored.summary for s in states if s.stored and s.stored.summary]
+    if unknown := num_unknown(summaries):
+        lines += f"; data not known of {unknown}"
+    return lines
 
 
 def _counts(states: Sequence[CellState]) -> str:
-    counts = {name: 0 for name in ("done", "running", "failed", "missing")}
+    counts = {name: 0 for name in ("done", "running", "failed", "changed", "missing")}
     for state in states:
         counts[state.state] += 1
     return ", ".join(f"{count} {name}" for name, count in counts.items() if count)
@@ -188,11 +203,11 @@ def status_table(
 ) -> "Table":
     """Return a table of the runs; of those that `num_lines` have no room for, their number.
 
-    Runs in progress come first, then failed ones, then those to come.
+    Runs in progress come first, then failed and changed ones, then those to come.
     """
     from rich.table import Table
 
-    urgency = {"running": 0, "failed": 1, "missing": 2, "done": 3}
+    urgency = {"running": 0, "failed": 1, "changed": 2, "missing": 3, "done": 4}
     kept = list(range(len(states)))
     if num_lines is not None and len(states) + _FRAME_LINES > num_lines:
         by_urgency = sorted(kept, key=lambda index: urgency[states[index].state])

@@ -1,4 +1,4 @@
-"""Signals that end a study: Ctrl-C, a scheduler's SIGTERM, a closed terminal's SIGHUP."""
+"""Signals that end a study: Ctrl-C, SIGTERM, SIGHUP, and a cluster's warning, SIGUSR1 or 2."""
 
 import signal
 import threading
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stopped(KeyboardInterrupt):
@@ -25,7 +25,7 @@ def signal_of(stop: KeyboardInterrupt) -> signal.Signals:
 
 @contextmanager
 def stop_signals() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise Stopped where the main thread stands, as Ctrl-C would.
+    """Inside, they raise Stopped where the main thread stands, as Ctrl-C raises its own.
 
     Signals that are ignored (nohup) stay so. A hang-up may come once from the shell and once from
     the kernel, so that only its first counts.
@@ -39,7 +39,7 @@ def stop_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_IGN)
         raise Stopped(signal.Signals(number))
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    previous = {number: signal.getsignal(number) for number in STOPPING[1:]}
     heeded = [number for number, handler in previous.items() if handler != signal.SIG_IGN]
     for number in heeded:
         signal.signal(number, stop)

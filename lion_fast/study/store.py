@@ -8,17 +8,17 @@ import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import lion_fast
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.study.grid import Cell, Study, course
+from lion_fast.study.stored import DATA, SUMMARY_KEYS, StoredCell, Table, set_aside
 
 _APPLICATION_ID = 0x4C494F4E  # "LION" in the file's header
 _LAYOUT = 1
@@ -40,37 +40,6 @@ _SCHEMA = (
 _MAKING = 0
 # Linux's struct flock: l_type, l_whence, l_start, l_len, l_pid, and padding to whole words.
 _FLOCK = struct.Struct("@hhqqi0q")
-
-
-# What status, conclusion and report read of every finished run.
-SUMMARY_KEYS = frozenset(
-    {
-        *("steps", "target_accuracy", "steps_to_target", "seconds_to_target"),
-        *("init_seconds", "setup_seconds", "train_seconds", "total_seconds"),
-        *("step_milliseconds_median", "val_accuracy", "val_accuracy_per_head"),
-        *("resolved", "environment"),
-    }
-)
-
-
-class Table(NamedTuple):
-    """Rows of numbers; the first column is `step`."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[float | None]]
-
-
-@dataclass(frozen=True)
-class StoredCell:
-    """One run as the store knows it: missing, failed (error) or done (summary)."""
-
-    id: int
-    key: str
-    config: TrainConfig
-    summary: dict[str, Any] | None
-    """As in the run's summary.json."""
-    error: str | None
-    """Why the last attempt failed; the run is tried again when the study is started again."""
 
 
 @cache
@@ -298,6 +267,26 @@ class Store:
             self._query(
                 "UPDATE cells SET error = ? WHERE id = ? AND summary IS NULL", (error, cell_id)
             )
+
+    def forget(self, stored: StoredCell, fingerprint: str) -> bool:
+        """Make a finished run of the data `fingerprint` missing again; its run folder is set aside.
+
+        Returns False where another process runs it by now, or has run it on other data.
+        """
+        cell_id = stored.id
+        with self._lock(cell_id, fcntl.LOCK_EX | fcntl.LOCK_NB) as held, self._plain_errors():
+            (row,) = self._query("SELECT summary FROM cells WHERE id = ?", (cell_id,))
+            summary = json.loads(row[0] or "{}")
+            if not held or summary.get(DATA) != fingerprint:
+                return False
+            set_aside(self.folder / "runs" / stored.key)
+            with self._transaction():
+                self._query(
+                    "UPDATE cells SET summary = NULL, error = NULL WHERE id = ?", (cell_id,)
+                )
+                for name in ("metrics", "validation", "probes"):
+                    self._query(f"DELETE FROM {name} WHERE cell = ?", (cell_id,))
+        return True
 
     def close(self) -> None:
         """Close the files; locks held by this process end."""

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,7 +17,8 @@ from lion_fast.training.measure.probe import GradientProbe, probe_gradients
 from lion_fast.training.measure.validate import Validation, validate
 from lion_fast.training.screen.console import Console
 from lion_fast.training.screen.progress import Reporter
-from lion_fast.training.step.clock import TrainingClock
+from lion_fast.training.step.ahead import prepare_kernels
+from lion_fast.training.step.clock import Standstill, TrainingClock
 from lion_fast.training.step.history import History
 
 if TYPE_CHECKING:
@@ -88,7 +90,10 @@ class Training:
             max_steps=settled.config.max_steps,
         )
         self.is_set_up = settled.prepared is not None
-        self.clock = TrainingClock(self.resolved.device, self.history.seconds)
+        self.standstill = Standstill()
+        self.clock = TrainingClock(
+            self.resolved.device, self.history.seconds, self.standstill.seconds
+        )
         self.lag = _lag(self.resolved.device)
         self.enqueued = len(self.history)
         self.pending: deque[_Chunk] = deque()
@@ -99,6 +104,8 @@ class Training:
         There is nothing to set up where the step was taken over, or the run has no step left.
         """
         if not self.is_set_up and not self.finished:
+            show = self.screen.stage
+            self.screen.say(prepare_kernels(self.step, self.loader, self.resolved, show))
             with self.screen.stage(_SETUP[self.resolved.engine]):
                 self.engine.setup(len(self.history))
             self.is_set_up = True
@@ -123,19 +130,24 @@ class Training:
         Raises Interrupted and DiskError, having saved one too where the disk allows it.
         """
         try:
-            self._save_and_validate_if_due()
-            while not self.finished:
-                if self._due(self.agenda.probe_every):
-                    self._pause()
-                    self.record.add_probe(self._probe())
-                self._advance()
-                self.reporter.report(self.record, self.loader)
-                self._check_signals()
-                self._save_and_validate_if_due()
+            with closing(self.standstill):
+                self.standstill.start()
+                self._train()
         except (Interrupted, DiskError):
             self._save()
             raise
         self._save()
+
+    def _train(self) -> None:
+        self._save_and_validate_if_due()
+        while not self.finished:
+            if self._due(self.agenda.probe_every):
+                self._pause()
+                self.record.add_probe(self._probe())
+            self._advance()
+            self.reporter.report(self.record, self.loader)
+            self._check_signals()
+            self._save_and_validate_if_due()
 
     def _advance(self) -> None:
         if not self.clock.running:
@@ -182,7 +194,11 @@ class Training:
         self._pause()
         with self.screen.stage("validating"):
             validation = validate(
-                self.step.model, self.images, self.resolved, self._between_test_batches
+                self.step.model,
+                self.images,
+                self.resolved,
+                self.history.batch_size,
+                self._between_test_batches,
             )
         self.record.add_validation(validation)
         return validation

@@ -17,6 +17,7 @@ def summarize(
     setup_seconds: float,
     total_seconds: float,
     data_wait_percent: float,
+    stopped_seconds: float,
 ) -> Summary:
     """Return the outcome of a run that has ended, its last validation included."""
     supplied, settled = equipped.supplied, equipped.supplied.settled
@@ -54,5 +55,8 @@ def summarize(
         environment=environment(resolved.device),
         world_size=world_size,
         images_per_second_per_device=images_per_second / world_size,
+        data_fingerprint=supplied.images.facts().fingerprint,
+        stopped_seconds=stopped_seconds,
+        resumed=supplied.resumed,
         reused=settled.prepared is not None,
     )

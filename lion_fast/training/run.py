@@ -54,7 +54,7 @@ def train(
     with (
         StopSignals() as signals,
         memory_advice(config.batch_size),
-        assembled(config.out, config.virtual_shards) as stages,
+        assembled(config.out, config.virtual_shards, config.rendezvous_timeout) as stages,
         closing(Steady(stages.heard(console))) as screen,
     ):
         settled = stages.settle(config, own, resume, reuse)
@@ -74,6 +74,7 @@ def train(
                     setup_seconds=setup_seconds,
                     total_seconds=time.perf_counter() - started,
                     data_wait_percent=training.data_wait_percent,
+                    stopped_seconds=training.standstill.total(),
                 )
                 screen.say(supplied.record.finish(summary))
         except KeyboardInterrupt:

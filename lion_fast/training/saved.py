@@ -1,7 +1,7 @@
 """What can be done with a run folder: validate it, load its network, classify images with it."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -13,15 +13,17 @@ from torch import Tensor
 
 from lion_fast.config import Precision, TrainConfig
 from lion_fast.data.dataset import DataSet
-from lion_fast.data.decode import decode_image
+from lion_fast.data.decode import image_pixels
 from lion_fast.data.facts import DataFacts
 from lion_fast.data.open import load_image_set, open_data, open_test_data
 from lion_fast.errors import UserError
 from lion_fast.models import DeeplySupervised, build_model
+from lion_fast.places import place
 from lion_fast.training.folder.checkpoint import load_checkpoint
 from lion_fast.training.folder.run_folder import RunFolder
 from lion_fast.training.machine.device import chosen_device
 from lion_fast.training.machine.host_memory import keep_freed_memory
+from lion_fast.training.machine.paths import moved_advice
 from lion_fast.training.machine.precision import precision_refusal
 from lion_fast.training.machine.resolve import Resolved, resolve
 from lion_fast.training.measure.validate import Validation, validate
@@ -41,33 +43,17 @@ class Transform:
     """Per channel, in units of full scale (0 to 1)."""
     std: tuple[float, float, float]
 
-    def __call__(self, image: Path | str | Image.Image | np.ndarray) -> Tensor:
+    def __call__(self, image: Path | str | Image.Image | np.ndarray | Tensor) -> Tensor:
         """Return the image as (3, H, W) float32, resized and normalised.
 
-        image: a JPEG or PNG file, a PIL image, or (H, W, 3) uint8. Raises UserError on a file that
-        cannot be read, and on an array of another shape or type.
+        image: a JPEG or PNG file, a PIL image, or an array; see `image_pixels`. Raises UserError on
+        a file that cannot be read, and on an array of another shape or type.
         """
-        if isinstance(image, Path | str):
-            pixels = decode_image(Path(image), self.image_size)
-        else:
-            pixels = self._resized(image)
+        pixels = image_pixels(image, self.image_size)
         # A decoder's array may be read-only, and torch wants one that is not.
         levels = torch.from_numpy(np.array(pixels)).float().permute(2, 0, 1) / 255
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         return (levels - mean[:, None, None]) / std[:, None, None]
-
-    def _resized(self, image: Image.Image | np.ndarray) -> np.ndarray:
-        if isinstance(image, np.ndarray):
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise UserError(
-                    f"an image is {image.dtype} of shape {image.shape}: give uint8 (H, W, 3)"
-                )
-            image = Image.fromarray(image)
-        height, width = self.image_size
-        rgb = image.convert("RGB")
-        if rgb.size != (width, height):
-            rgb = rgb.resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(rgb)
 
 
 class LoadedRun(NamedTuple):
@@ -88,6 +74,14 @@ class Prediction(NamedTuple):
     class_name: str
     probability: float
     """Softmax of the main head's logits, 0 to 1."""
+
+
+class Unread(NamedTuple):
+    """An image that could not be read."""
+
+    image: str
+    error: str
+    """Why, and what to do, in one line."""
 
 
 def load_run(run: Path | str, *, device: str = "auto") -> LoadedRun:
@@ -112,26 +106,61 @@ def predict(
     """
     if isinstance(images, str | Path):
         images = [images]
-    model, transform, classes = load_run(run, device=device)
-    for image in images:
-        if not Path(image).is_file():
-            raise UserError(f"{image} is no file: give images as JPEG or PNG files")
-    where = next(model.parameters()).device
     found: list[Prediction] = []
-    for start in range(0, len(images), _BATCH_SIZE):
-        paths = images[start : start + _BATCH_SIZE]
-        batch = torch.stack([transform(path) for path in paths]).to(where)
-        with torch.no_grad():
-            best = model(batch)[-1].float().softmax(1).max(1)
-        rows = zip(paths, best.indices.tolist(), best.values.tolist(), strict=True)
-        found += [Prediction(str(path), classes[k], p) for path, k, p in rows]
+    for told in predict_each(run, images, device=device):
+        if isinstance(told, Unread):
+            raise UserError(told.error)
+        found.append(told)
     return found
 
 
+def predict_each(
+    run: Path | str, images: Sequence[Path | str], *, device: str = "auto"
+) -> Iterator[Prediction | Unread]:
+    """Yield what `predict` returns, and of an image that cannot be read why, in the given order.
+
+    Raises UserError as `load_run` does.
+    """
+    model, transform, classes = load_run(run, device=device)
+    where = next(model.parameters()).device
+    for start in range(0, len(images), _BATCH_SIZE):
+        paths = images[start : start + _BATCH_SIZE]
+        read = [_read(path, transform) for path in paths]
+        pixels = [each for each in read if isinstance(each, Tensor)]
+        shares: Iterator[tuple[int, float]] = iter(())
+        if pixels:
+            with torch.no_grad():
+                best = model(torch.stack(pixels).to(where))[-1].float().softmax(1).max(1)
+            shares = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        for path, each in zip(paths, read, strict=True):
+            if isinstance(each, Unread):
+                yield each
+            else:
+                label, share = next(shares)
+                yield Prediction(str(path), classes[label], share)
+
+
+def _read(path: Path | str, transform: Transform) -> Tensor | Unread:
+    try:
+        if not Path(path).is_file():
+            return Unread(str(path), f"{path} is no file: give images as JPEG or PNG files")
+        return transform(path)
+    except UserError as error:
+        return Unread(str(path), str(error))
+    except OSError as error:  # such as a name that no file system takes
+        return Unread(str(path), f"{path} cannot be read: {error.strerror}")
+
+
 def evaluate(
-    run: Path | str, *, device: str = "auto", console: Console | None = None
+    run: Path | str,
+    *,
+    device: str = "auto",
+    dataset: Path | str | None = None,
+    console: Console | None = None,
 ) -> Validation:
     """Return loss and per-head accuracy of the run folder's newest checkpoint on its test split.
+
+    dataset: where the run's images lie now, if no longer where it found them.
 
     The run may have trained elsewhere: engine and loader are chosen for `device`. The precision is
     the run's, or what `auto` picks where `device` does not have that one; the console is told so.
@@ -140,13 +169,15 @@ def evaluate(
     """
     console = console or Silent()
     folder, config, checkpoint = _open(run)
+    if dataset is not None:
+        config = replace(config, dataset=str(dataset))
     precision = _precision_of(folder, config, checkpoint)
     refusal = precision_refusal(precision, chosen_device(device))
     if refusal is not None:
         console.say([f"not in the run's precision: {refusal}"])
     resolved = resolve(_anywhere(config, device, "auto" if refusal else precision))
     console.say([f"device {resolved.device}  precision {resolved.precision}"])
-    with console.stage(f"loading {config.dataset}"):
+    with console.stage(f"loading {config.dataset}"), moved_advice(config.dataset):
         images = _test_data(config, checkpoint)
     model = _network(folder, config, checkpoint, images.num_classes, images.image_size, resolved)
     if resolved.device.type == "cpu":
@@ -156,12 +187,12 @@ def evaluate(
         float32_precision(resolved),
         console.stage("validating"),
     ):
-        return validate(model, images, resolved)
+        return validate(model, images, resolved, config.batch_size)
 
 
 def _open(run: Path | str) -> tuple[Path, TrainConfig, dict[str, Any]]:
     """Return a run's folder, its config and its newest checkpoint."""
-    folder = Path(run)
+    folder = place(run)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give the run folder that holds config.json")
     _, config = RunFolder.open(folder)
@@ -233,7 +264,7 @@ def _precision_of(folder: Path, config: TrainConfig, checkpoint: dict[str, Any])
     told = checkpoint.get("precision")
     if told is None:
         try:
-            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8-sig"))
             told = summary["resolved"]["precision"]
         except (OSError, ValueError, KeyError, TypeError):
             return config.precision

@@ -29,7 +29,7 @@ from lion_fast.training.loop import Training
 from lion_fast.training.machine.device import chosen_device
 from lion_fast.training.machine.guards import StopSignals
 from lion_fast.training.machine.host_memory import keep_freed_memory
-from lion_fast.training.machine.paths import anchored
+from lion_fast.training.machine.paths import anchored, moved_advice
 from lion_fast.training.machine.resolve import Resolved, fit_backbone, remarks, resolve
 from lion_fast.training.ranks.sharing import Sharing
 from lion_fast.training.screen.console import Console, Silent
@@ -69,6 +69,8 @@ class Supplied:
     """Initialised, or yet to be loaded from the earlier run's checkpoint."""
     record: RunRecord
     init_seconds: float
+    resumed: tuple[str, ...] = ()
+    """What was executed otherwise from some step on; see `Earlier.changes`."""
     sharing: Sharing | None = None
     """What puts a step together from the parts of its batch; None where it is one part."""
 
@@ -144,7 +146,8 @@ class Stages:
             images = self.load(settled)
         supplied = self.build(settled, images, screen)
         fitted = supplied.settled.resolved
-        screen.say([images.describe(), *remarks(settled.config.backbone, fitted)])
+        notes = remarks(settled.config.backbone, fitted)
+        screen.say([images.describe(), *notes, *supplied.resumed[-1:]])
         return supplied
 
     def load(self, settled: Settled) -> DataSet:
@@ -153,14 +156,15 @@ class Stages:
             return settled.prepared.images
         if settled.own.images is not None:
             return settled.own.images
-        return open_data(settled.config, settled.resolved.loader)
+        with moved_advice(settled.config.dataset, settled.earlier is not None):
+            return open_data(settled.config, settled.resolved.loader)
 
     def build(self, settled: Settled, images: DataSet, screen: Console) -> Supplied:
         """Check all that can be checked, and only then make the folder; initialise the network."""
         started = time.perf_counter()
         config, resolved, earlier = settled.config, settled.resolved, settled.earlier
         if earlier is not None:
-            check_data(images, earlier)
+            check_data(images, config.dataset, earlier)
         plan = self.plan(
             BatchPlan(images.num_train, config.batch_size, config.seed, config.crop_padding)
         )
@@ -183,14 +187,17 @@ class Stages:
             with screen.stage(f"initialising ({config.init})"):
                 initialise(model, config, resolved, images, plan)
         init_seconds = time.perf_counter() - started
+        resumed = earlier.changes(config.to_dict(), resolved.to_dict()) if earlier else []
         facts = {
             "own": settled.own.names(),
             "data": images.facts().to_dict(),
             "precision": resolved.precision,
+            "resolved": resolved.to_dict(),
+            "resumed": resumed,
         }
         record = self.record_kind(folder, config, len(model.heads.aux), facts)
         self.held.enter_context(closing(record))
-        return Supplied(settled, images, plan, model, record, init_seconds)
+        return Supplied(settled, images, plan, model, record, init_seconds, tuple(resumed))
 
     def shares_norms(self, batch_norm: BatchNorm, virtual_shards: int) -> bool:
         """Whether batch norms see more images than this process has."""

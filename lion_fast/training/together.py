@@ -37,17 +37,17 @@ from lion_fast.training.step.step import TrainStep
 
 
 @contextmanager
-def assembled(out: Path, virtual_shards: int) -> Iterator[Stages]:
+def assembled(out: Path, virtual_shards: int, rendezvous_timeout: float) -> Iterator[Stages]:
     """Yield the stages of a run: of this process alone, or of all that torchrun has started.
 
-    out: folder of the run folders. Raises UserError when they cannot meet, and when one of them has
-    gone.
+    out: folder of the run folders. rendezvous_timeout: seconds to wait for them to start.
+    Raises UserError when they cannot meet, and when one of them has gone.
     """
     if ranks_here().size == 1 and virtual_shards < 2 and not is_job():
         with ExitStack() as held:
             yield Stages(held)
         return
-    with joined() as world, ExitStack() as held:
+    with joined(rendezvous_timeout) as world, ExitStack() as held:
         yield SharedStages(held, world, virtual_shards)
         if world.leads:
             unmark_run(out)

@@ -38,8 +38,8 @@ Nor what PyTorch's allocator frees and keeps, such as memory of a graph's pool t
 gets: the driver is told of whole segments alone.
 Libraries that link the CUDA runtime statically (NVIDIA DALI) do not run on it.
 
-Knows the symbols that torch 2.14 for CUDA 13 calls on one GPU. Needs gcc, as Triton does, and the
-CUDA headers in the wheels of torch and Triton. Uses no API of torch or Triton.
+Knows the symbols that torch 2.11 and 2.14 for CUDA 13 call on one GPU. Needs gcc, as Triton does,
+and the CUDA headers in the wheels of torch and Triton. Uses no API of torch or Triton.
 """
 
 from stand_in_gpu.cubin import Resources, resources

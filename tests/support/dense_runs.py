@@ -97,14 +97,18 @@ def make_d_pooled(pooled: list[Tensor]) -> list[Tensor]:
     return [torch.randn(p.shape, generator=generator).to(DEVICE) for p in pooled]
 
 
+def scale_of(dtype: torch.dtype) -> float:
+    """Return what gradients are multiplied by, so that fp16 holds the small ones."""
+    return 1024.0 if dtype == torch.float16 else 1.0
+
+
 @functools.cache
 def modules_run(setting: Setting, dtype: torch.dtype) -> Run:
-    """The network's own modules: in fp64, in fp32, or in fp16 under autocast."""
+    """The network's own modules: in fp64, in fp32, or in fp16 or bf16 under autocast."""
     model = copy.deepcopy(make_model(setting))
     images = make_images(setting)
-    scale = 1.0
-    if dtype == torch.float16:
-        scale = 1024.0
+    scale = scale_of(dtype)
+    if dtype in (torch.float16, torch.bfloat16):
         with torch.autocast(DEVICE.type, dtype=dtype):
             taps = model.taps(images.float())
     else:
@@ -126,7 +130,7 @@ def kernels_on(model, images: Tensor, block_layers: int, impl="triton") -> list[
 def run_kernels(setting: Setting) -> Run:
     """The same through `dense_backbone`."""
     model = make_model(setting)
-    scale = 1.0 if setting.dtype == torch.float32 else 1024.0
+    scale = scale_of(setting.dtype)
     pooled = kernels_on(model, make_images(setting), setting.block_layers)
     parameters = parameters_of(model)
     d_pooled = [scale * d for d in make_d_pooled(pooled)]

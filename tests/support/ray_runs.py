@@ -15,6 +15,7 @@ from pathlib import Path
 
 import fake_study as fake
 
+import lion_fast
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.study import runner
@@ -93,7 +94,7 @@ def run(study, folder, address, trainer, *, watch=None, code=None, **options):
     runner.PROGRESS_SECONDS = 0.2
     folder = Path(folder)
     if code:
-        cluster.software = lambda: cluster.Software("0.1.0", code, None)
+        cluster.software = lambda: cluster.Software(lion_fast.__version__, code, None)
     open_pool = cluster.ray_pool(address, **options)
 
     def make_pool(given):

@@ -14,21 +14,26 @@ import stand_in_gpu
 
 SUPPORT = Path(__file__).parent
 TESTS = SUPPORT.parent
-# The stand-in answers for the libraries that this version calls; see stand_in_gpu/__init__.py.
-TORCH = "2.14"
+# The stand-in answers for the libraries that these call; see stand_in_gpu/__init__.py.
+TORCH = ("2.11", "2.14")
 
 needs_stand_in = pytest.mark.skipif(
     sys.platform != "linux"
     or shutil.which("gcc") is None
     or not version("torch").startswith(TORCH),
-    reason=f"the stand-in for a GPU needs Linux, gcc and torch {TORCH}",
+    reason=f"the stand-in for a GPU needs Linux, gcc and torch {' or '.join(TORCH)}",
 )
 
 
 def caches(folder: Path) -> dict[str, str]:
-    """Return the environment that keeps compiled kernels in `folder`."""
+    """Return the environment that keeps what Inductor makes in `folder`, apart from real runs'.
+
+    What Triton compiles is known by its content, so it shares the cache that `kernels.aot` fills,
+    which Inductor would otherwise change for its process.
+    """
+    home = Path(os.environ.get("TRITON_HOME", Path.home()))
     return {
-        "TRITON_CACHE_DIR": str(folder / "triton"),
+        "TRITON_CACHE_DIR": os.environ.get("TRITON_CACHE_DIR", str(home / ".triton" / "cache")),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
     }
 

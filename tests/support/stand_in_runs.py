@@ -21,14 +21,14 @@ MAX_STEPS, RESUMED_STEPS = 40, 51
 
 
 def make_images(folder: Path) -> Path:
-    """Write four classes of noise, 8x8; 500 to train on are 15 batches of 32 an epoch."""
+    """Write four classes of noise, 16x16; 500 to train on are 15 batches of 32 an epoch."""
     import numpy as np
 
     rng = np.random.default_rng(0)
     path = folder / "noise.npz"
     arrays = {}
     for split, num in (("train", 500), ("test", 100)):
-        arrays[f"x_{split}"] = rng.integers(0, 256, (num, 8, 8, 3), np.uint8)
+        arrays[f"x_{split}"] = rng.integers(0, 256, (num, 16, 16, 3), np.uint8)
         arrays[f"y_{split}"] = np.arange(num) % 4
     np.savez(path, **arrays)
     return path
@@ -54,10 +54,12 @@ def config_of(run: str, dataset: Path, out: Path) -> Any:
 
 def train_and_resume(gpu: stand_in_gpu.Gpu, run: str, dataset: Path, out: Path) -> dict[str, Any]:
     """Train, evaluate, go on with the run folder; return what became of it."""
+    import project_warnings
     from run_results import table
 
     from lion_fast.training import evaluate, train
 
+    project_warnings.apply()
     config = config_of(run, dataset, out / run.replace("/", "-"))
     waits: list[str] = []
     devices: set[int] = set()
@@ -119,6 +121,10 @@ def doctor() -> list[str]:
 
 def import_ahead() -> None:
     """Import once, for every fork, what a run imports."""
+    import torch._inductor.config
+
+    # Inductor of torch 2.11 else asks for the GPU as it is imported, and no fork may use it then.
+    torch._inductor.config.use_experimental_benchmarker = False
     for name in (
         "matplotlib.backends.backend_agg",
         "torch._inductor.compile_fx",

@@ -254,7 +254,7 @@ class RayPool:
 
     def _data_of(self, config: TrainConfig) -> Any:
         """Return the data set in the cluster's object store; None where nodes find it by name."""
-        from lion_fast.data.open import BUILT_IN, read_arrays
+        from lion_fast.data.sources import BUILT_IN, read_arrays
 
         name = config.dataset
         if name == "digits" or (name not in BUILT_IN and Path(name).is_dir()):

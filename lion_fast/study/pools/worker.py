@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lion_fast.config import TrainConfig
-from lion_fast.errors import UserError
+from lion_fast.errors import OtherData, UserError
 from lion_fast.study.pools import Ended, Result, Trainer
 from lion_fast.study.status import num_cores, outcome
 from lion_fast.study.stopping import STOPPING
@@ -117,7 +117,7 @@ def _listen(pipe: Connection, tasks: "SimpleQueue[TrainConfig | Lend | None]") -
 
 
 def _keep(lent: Lend) -> None:
-    from lion_fast.data.open import lend
+    from lion_fast.data.sources import lend
 
     lend(lent.dataset, lent.arrays)
 
@@ -125,10 +125,15 @@ def _keep(lent: Lend) -> None:
 def _run_cell(config: TrainConfig, jobs: int, trainer: Trainer) -> Result:
     try:
         summary = trainer(config, unfinished_run(config.out), jobs)
+    except OtherData as error:
+        return Result("failed", f"{error}: --rerun changed does so")
     except UserError as error:
         return Result("failed", str(error))
     # A worker serves many runs: what is counted from its start says nothing of this one.
     values = summary.to_dict() | {"process_seconds": None, "jobs": jobs}
+    if values.get("stopped_seconds"):
+        # Taken out as well as it could be seen, which is not what seconds are compared by.
+        values["seconds_to_target"] = None
     if summary.resolved["device"] == "cpu":
         values["peak_memory_mib"] = None
     names = ("metrics", "validation", "probes")

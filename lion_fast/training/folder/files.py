@@ -1,13 +1,16 @@
 """Files that are whole or absent, and one process at a time in a folder."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO
 
 from lion_fast.errors import UserError
+from lion_fast.output import complain
 
 LOCK = "run.lock"
 # POSIX drops a process's lock when any of its descriptors of the file is closed, and keeps no two
@@ -18,12 +21,35 @@ _LOCKED_HERE: set[Path] = set()
 class DiskError(UserError):
     """A file of the run could not be written; all that was written before is as it was."""
 
-    def __init__(self, path: Path, reason: str, what_is_safe: str) -> None:
-        self.reason = f"cannot write {path}: {reason}"
+    def __init__(self, path: Path, error: OSError, what_is_safe: str) -> None:
+        self.reason = f"cannot write {path}: {error.strerror or error}"
+        self.remedy = _remedy(error.errno, path)
         safe = f"; {what_is_safe}" if what_is_safe else ""
-        super().__init__(
-            f"{self.reason}{safe}: free space or make it writable, then --resume {path.parent}"
-        )
+        super().__init__(f"{self.reason}{safe}: {self.remedy}, then --resume {path.parent}")
+
+
+# Answers of file systems that cannot do what is asked, whatever is done about the file: some of
+# FUSE, CIFS, shared folders of virtual machines.
+_CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+
+
+def _remedy(number: int | None, path: Path) -> str:
+    """Return what to do about an errno."""
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "free space"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR):
+        return "make it writable"
+    if number in (*_CANNOT, errno.ENOLCK):
+        return f"move the folder off {mount_of(path)}, whose file system cannot do that"
+    return "see to its disk"
+
+
+def mount_of(path: Path) -> Path:
+    """Return where the file system of `path` is mounted."""
+    path = path.absolute()
+    return next(
+        each for each in (path, *path.parents) if os.path.ismount(each) or each == each.parent
+    )
 
 
 @contextmanager
@@ -32,13 +58,13 @@ def disk_advice(path: Path, what_is_safe: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DiskError(path, error.strerror or str(error), what_is_safe) from None
+        raise DiskError(path, error, what_is_safe) from None
     except RuntimeError as error:
         # torch's zip writer reports a failed write so, with the OSError in its context.
         cause = error.__context__
         if not isinstance(cause, OSError):
             raise
-        raise DiskError(path, cause.strerror or str(cause), what_is_safe) from None
+        raise DiskError(path, cause, what_is_safe) from None
 
 
 def write_atomically(
@@ -61,18 +87,37 @@ def write_atomically(
     if keep_as is not None and path.exists():
         os.replace(path, keep_as)
     os.replace(unfinished, path)
-    directory = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names in `folder` to the disk; go on, with a warning, where that cannot be done."""
     try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        _warn_once(mount_of(folder))
+
+
+@cache
+def _warn_once(mount: Path) -> None:
+    complain(
+        f"{mount} cannot sync folders: after a power failure, though not after a kill, a run in it"
+        " may be as it was before its last checkpoint"
+    )
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process alone; the lock ends with the process, however that ends.
 
-    Raises UserError that names the process which holds it, or says that it cannot be written.
+    Raises UserError that names the process which holds it, or says that it cannot be written, or
+    that its file system keeps no locks.
     """
     folder = folder.resolve()
     if folder in _LOCKED_HERE:
@@ -105,6 +150,15 @@ def _lock(path: Path) -> int:
             holder = os.read(descriptor, 20).decode(errors="replace").strip()
             os.close(descriptor)
             raise _in_use(path.parent, holder) from None
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in (*_CANNOT, errno.ENOLCK):
+                raise
+            raise UserError(
+                f"{path.parent} cannot be locked against other processes ({error.strerror}): the"
+                f" file system at {mount_of(path)} keeps no locks: give --out a folder on another,"
+                " and move there what is to go on"
+            ) from None
         # Its holder has removed it in between: the next one is another file.
         os.close(descriptor)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import SaidElsewhere, UserError
+from lion_fast.figures import drawn
 from lion_fast.training.folder.checkpoint import save_checkpoint
 from lion_fast.training.folder.plots import plot_curves
 from lion_fast.training.folder.run_folder import CsvLog, RunFolder
@@ -56,7 +57,7 @@ class RunRecord:
         self._open_log("metrics", record_columns(len(heads)), steps)
         columns = ["step", "seconds", "loss", *(f"accuracy_head{h}" for h in heads)]
         self._open_log("validation", columns, self.validations)
-        if self._is_probed:
+        if self._is_probed or self.probes:
             self._open_log("probes", GradientProbe.columns(self._num_aux), self.probes)
         if self._wants_tensorboard:
             self._tensorboard = _tensorboard_writer(
@@ -74,10 +75,7 @@ class RunRecord:
         try:
             self.history.extend(rows, seconds)
         except NonFiniteLoss as error:
-            kept = "no checkpoint was written yet"
-            if self.saved_step is not None:
-                kept = f"the checkpoint of step {self.saved_step} is kept in {self.folder.path}"
-            raise UserError(f"{error}: {self._remedy()}; {kept}") from None
+            raise UserError(f"{error}: {self._remedy()}") from None
         finally:
             for record in self.history.records[done:]:
                 self._logs["metrics"].append(record_values(self.history, record))
@@ -87,10 +85,19 @@ class RunRecord:
                     self._tensorboard.add_scalar("train/accuracy", accuracy, record.step)
 
     def _remedy(self) -> str:
-        """Return what may keep the loss finite, of what this run has not got already."""
-        if self._facts.get("precision") == "fp32":
-            return f"lower {self._rates}"
-        return f"lower {self._rates}, or take --precision fp32"
+        """Return what may keep the loss finite, of what this run has not got already.
+
+        A run that goes on keeps its rates, and may take another precision.
+        """
+        remedy = f"start anew with a lower {self._rates}"
+        more_exact = self._facts.get("precision") != "fp32"
+        if self.saved_step is None:
+            remedy += " or with --precision fp32" if more_exact else ""
+            return f"{remedy}; no checkpoint was written yet"
+        folder = self.folder.path
+        if more_exact:
+            remedy += f", or go on with --resume {folder} --precision fp32"
+        return f"{remedy}; the checkpoint of step {self.saved_step} is kept in {folder}"
 
     def is_validated(self, step: int) -> bool:
         """Whether the newest validation is that of `step`."""
@@ -164,11 +171,10 @@ class RunRecord:
         self.folder.write_json("summary.json", summary.to_dict())
         facts = summary.environment
         self.folder.write_text("env.txt", "".join(f"{k}: {v}\n" for k, v in facts.items()))
-        try:
+        notes: list[str] = []
+        with drawn("curves.png", notes.append):
             plot_curves(self.history, self.folder.path / "curves.png", self._title)
-        except (ImportError, OSError) as error:
-            return [f"no curves.png, all else is written: {error}"]
-        return []
+        return notes
 
 
 class UnwrittenRecord(RunRecord):

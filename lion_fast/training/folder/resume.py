@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 
-from lion_fast.config import Precision, TrainConfig
+from lion_fast.config import Precision, TrainConfig, fields_of
 from lion_fast.data.dataset import DataSet
 from lion_fast.data.facts import DataFacts
-from lion_fast.errors import UserError
+from lion_fast.errors import OtherData, UserError
 from lion_fast.training.folder.checkpoint import load_checkpoint
 from lion_fast.training.folder.files import locked
 from lion_fast.training.folder.record import RunRecord
@@ -39,9 +39,30 @@ class Earlier(NamedTuple):
         if refusal := precision_refusal(told, device):
             reason, _, _ = refusal.partition(":")
             raise UserError(
-                f"{self.folder.path} computes in {told}, and {reason}: resume it there, or start"
-                " anew"
+                f"{self.folder.path} computes in {told}, and {reason}: resume it there, or go on"
+                " in another: --precision fp32"
             )
+        return told
+
+    def changes(self, asked: dict[str, Any], resolved: dict[str, str]) -> list[str]:
+        """Return, a line a resumption, what has been executed otherwise than before from then on.
+
+        asked: the config's fields, with absolute paths. resolved: what `auto` means now; what it
+        meant until now a checkpoint of an earlier version does not say.
+        """
+        if self.checkpoint is None:
+            return []
+        told: list[str] = list(self.checkpoint.get("resumed", []))
+        noted = self.checkpoint.get("resolved", {})
+        before = self.checkpoint["config"] | noted
+        after = asked | (resolved if noted else {})
+        words = [
+            f"{name} {before[name]} -> {after[name]}"
+            for name in sorted(fields_of("execution") | {"dataset"})
+            if name in before and before[name] != after[name]
+        ]
+        if words:
+            told.append(f"from step {len(self.checkpoint['history'])} on: {', '.join(words)}")
         return told
 
 
@@ -88,12 +109,21 @@ def _trained_config(
     return trained
 
 
-def check_data(images: DataSet, earlier: Earlier) -> None:
-    """Raise UserError that lists how `images` differ from those that the run was trained on.
+def check_data(images: DataSet, place: str, earlier: Earlier) -> None:
+    """Raise OtherData that lists how `images` differ from those that the run was trained on.
 
-    Checkpoints of versions that did not note them pass.
+    place: where they lie, as an absolute path, or the name of a built-in set.
+    Checkpoints of versions that did not note them pass where the images lie where they did.
     """
-    if earlier.checkpoint is None or "data" not in earlier.checkpoint:
+    if earlier.checkpoint is None:
+        return
+    if "data" not in earlier.checkpoint:
+        before = earlier.checkpoint["config"].get("dataset")
+        if before != place:
+            raise UserError(
+                f"{earlier.folder.path} was trained on {before}, and its checkpoint, of an earlier"
+                f" version, cannot tell whether {place} holds the same images: put them back there"
+            )
         return
     try:
         trained = DataFacts.from_dict(earlier.checkpoint["data"])
@@ -103,7 +133,7 @@ def check_data(images: DataSet, earlier: Earlier) -> None:
             " trained on; start the run again"
         ) from None
     if differences := trained.differences(images.facts()):
-        raise UserError(
+        raise OtherData(
             f"{images.name} is not what {earlier.folder.path} was trained on:"
             f" {'; '.join(differences)}: put its data back, or train anew"
         )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -10,9 +11,12 @@ from typing import Any
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.places import place
 from lion_fast.training.folder.files import LOCK, DiskError, disk_advice, locked, write_atomically
 
 _CONFIG = "config.json"
+_MOST_BYTES = 150
+"""Of a data set's name in that of a run folder."""
 
 
 class RunFolder:
@@ -28,7 +32,8 @@ class RunFolder:
 
         Where an exception ends the block before anything else was written, the folder goes too.
         """
-        dataset = Path(config.dataset).stem
+        # A name has 255 bytes at most, and the rest of this one wants some.
+        dataset = os.fsencode(Path(config.dataset).stem)[:_MOST_BYTES].decode(errors="ignore")
         stamp = time.strftime("%Y%m%d-%H%M%S")
         name = f"{stamp}-{dataset}-{config.arch}-{config.init}-s{config.seed}"
         out = Path(config.out)
@@ -54,9 +59,10 @@ class RunFolder:
     @classmethod
     def open(cls, path: Path | str) -> tuple["RunFolder", TrainConfig]:
         """Return an existing run folder and the config that its config.json holds."""
-        file = Path(path) / _CONFIG
+        path = place(path)
+        file = path / _CONFIG
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json.loads(file.read_text(encoding="utf-8-sig"))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{path} is not a run folder: it has no config.json") from None
         except OSError as error:
@@ -77,7 +83,9 @@ class RunFolder:
             self.write_config(values)
         except DiskError as error:
             # Nothing is there to resume: the folder goes.
-            raise UserError(f"cannot make a run folder: {error.reason}: free space first") from None
+            raise UserError(
+                f"cannot make a run folder: {error.reason}: {error.remedy} first"
+            ) from None
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` as JSON under `name`, atomically; raises DiskError."""

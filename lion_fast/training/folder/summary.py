@@ -54,9 +54,17 @@ class Summary:
     world_size: int = 1
     """Processes that trained together; seconds and memory are those of the first."""
     images_per_second_per_device: float | None = None
+    data_fingerprint: str | None = None
+    """What tells the images and labels from any others."""
+    stopped_seconds: float = 0.0
+    """Time in which the process stood still while it trained (Ctrl-Z, SIGSTOP, a machine that
+    slept), since it was last resumed; it is in no training seconds, but in total_seconds."""
+    resumed: tuple[str, ...] = ()
+    """From which step on what was executed otherwise, where a resumed run was told so: the last
+    digits of its numbers may be others than an uninterrupted run's."""
     reused: bool = False
     """Whether compiled code, graphs and data are those of an earlier run in the same process."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values."""
-        return asdict(self) | {"run": str(self.run)}
+        return asdict(self) | {"run": str(self.run), "resumed": list(self.resumed)}

@@ -65,21 +65,29 @@ def driver_version() -> str | None:
 
 
 def commit() -> str | None:
-    """Return the source tree's git commit, `-dirty` where edited.
+    """Return this package's own git commit, `-dirty` where edited.
 
-    Outside a git tree: what the environment variable LION_FAST_COMMIT says, or None.
+    Outside its own git tree: what the environment variable LION_FAST_COMMIT says, or None. A
+    repository that it is merely installed in, or copied into, is not its own.
     """
-    here = Path(__file__).parent
-    head = _first_line(["git", "-C", str(here), "rev-parse", "HEAD"])
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    own = Path(*here.parts[-4:]).as_posix()
+    tracked = _first_line([*git, "ls-files", "--full-name", "--error-unmatch", here.name])
+    head = _first_line([*git, "rev-parse", "HEAD"]) if tracked == own else None
     if head is None:
         return os.environ.get("LION_FAST_COMMIT")
-    dirty = _first_line(["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"])
+    dirty = _first_line([*git, "status", "--porcelain", "--untracked-files=no"])
     return f"{head}-dirty" if dirty else head
 
 
 def _first_line(command: list[str]) -> str | None:
+    # A git hook, say, tells git by GIT_DIR of a repository that is not asked for here.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True, env=env
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.splitlines()[0].strip() if done.stdout.strip() else None

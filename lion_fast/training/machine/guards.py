@@ -12,6 +12,9 @@ import torch
 from lion_fast.errors import UserError
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What a cluster sends, if asked to, some time before its limit (`sbatch --signal=USR1@60`). A
+# process may have a use of its own for them, so that they are taken only where they would kill.
+_WARNING = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -23,7 +26,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While entered, Ctrl-C, a scheduler's SIGTERM and a closed terminal's SIGHUP end a run alike.
+    """While entered, Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 end a run alike.
+
+    They are a scheduler's order, a closed terminal and a cluster's warning of its time limit.
 
     The first of them raises Interrupted where the run stands or, inside `deferred`, at the next
     `check`. A second one acts as it would have without this guard: at once. Signals that are
@@ -39,6 +44,9 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in _STOPPING:
                 if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._receive)
+            for number in _WARNING:
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                     self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -86,6 +94,6 @@ def memory_advice(batch_size: int) -> Iterator[None]:
             if "can't allocate memory" not in text:
                 raise
         raise UserError(
-            f"out of memory at batch_size {batch_size}: lower --batch-size"
-            " (or --image-size, --growth-rate, --base-width, --steps-per-run)"
+            f"out of memory at batch_size {batch_size}: start anew with a lower --batch-size"
+            " (or --image-size, --growth-rate, --base-width), or lower --steps-per-run"
         ) from error

@@ -8,7 +8,7 @@ import torch
 
 from lion_fast.config import BackboneName, Impl, TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.kernels import dense_obstacle, resolve_impl
+from lion_fast.kernels import dense_obstacle, persistent_obstacle_on, resolve_impl
 from lion_fast.models import STEM_CHANNELS, DeeplySupervised, DenseNetDS
 from lion_fast.training.machine.choice import Choice
 from lion_fast.training.machine.device import capability, chosen_device, device_reason
@@ -24,7 +24,7 @@ class Resolved:
     loader: Literal["resident", "dali", "workers"]
     precision: Literal["fp32", "tf32", "bf16", "fp16"]
     impl: Literal["triton", "torch"]
-    backbone: Literal["fused", "modules"]
+    backbone: Literal["fused", "persistent", "modules"]
     reasons: dict[str, str]
 
     @property
@@ -115,10 +115,12 @@ def _backbone(config: TrainConfig, device: torch.device, choices: dict[str, Choi
     dtype = compute_dtype(choices["precision"].value)
     if config.backbone == "modules":
         return Choice("modules", "asked for")
-    if config.backbone == "fused":
-        if obstacle := _fused_obstacle(config, device, dtype):
-            raise _fused_refusal(obstacle)
-        return Choice("fused", "asked for")
+    asked = "fused" if config.backbone == "auto" else config.backbone
+    obstacle = _obstacle(asked, config, device, dtype)
+    if config.backbone != "auto":
+        if obstacle:
+            raise _refusal(asked, obstacle)
+        return Choice(asked, "asked for")
     if config.arch != "densenet_ds":
         return Choice("modules", f"the fused backbone is densenet_ds's, and this is {config.arch}")
     if device.type == "cpu":
@@ -130,24 +132,29 @@ def _backbone(config: TrainConfig, device: torch.device, choices: dict[str, Choi
         if choices[name].value != timed:
             found = f"{name} {choices[name].value}"
             return Choice("modules", f"backbone fused is not measured with {found}")
-    if obstacle := _fused_obstacle(config, device, dtype):
+    if obstacle:
         return Choice("modules", f"the fused backbone cannot run: {obstacle}")
     return Choice("fused", _MEASURED[major, minor])
 
 
-def _fused_obstacle(config: TrainConfig, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why the fused backbone cannot train the config's network, in words; None if it can."""
+def _obstacle(
+    backbone: str, config: TrainConfig, device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """Return why a backbone of kernels cannot train the config's network; None if it can."""
     if config.arch != "densenet_ds":
         return f"it is densenet_ds's, and arch is {config.arch}"
     if config.impl == "torch":
-        return None
+        other = "impl torch runs no kernel, and it has no other form (fused has)"
+        return None if backbone == "fused" else other
     # The images are not known yet: a side that the kernels take.
+    side = 32 if backbone == "fused" else 16
     sizes = (STEM_CHANNELS, config.growth_rate, config.block_layers)
-    return _kernel_obstacle((32, 32), sizes, config.batch_size, device, dtype)
+    return _kernel_obstacle(backbone, (side, side), sizes, config.batch_size, device, dtype)
 
 
-def _fused_refusal(obstacle: str) -> UserError:
-    return UserError(f"backbone fused cannot run here: {obstacle}; take backbone modules")
+def _refusal(backbone: str, obstacle: str) -> UserError:
+    others = "fused or modules" if backbone == "persistent" else "modules"
+    return UserError(f"backbone {backbone} cannot run here: {obstacle}; take backbone {others}")
 
 
 def fit_backbone(
@@ -165,15 +172,15 @@ def fit_backbone(
     raises UserError. asked: the config's. image_size: (height, width). shares_norms: whether batch
     norms are to see the images of other processes too, which the kernels do not.
     """
-    if resolved.backbone != "fused":
+    if resolved.backbone == "modules":
         return resolved
     obstacle = _model_obstacle(resolved, model, image_size, batch_size)
     if asked == "auto" and shares_norms:
         obstacle = obstacle or "batch norms are shared among processes"
     if obstacle is None:
         return resolved
-    if asked == "fused":
-        raise _fused_refusal(obstacle)
+    if asked != "auto":
+        raise _refusal(asked, obstacle)
     reasons = resolved.reasons | {"backbone": f"the fused backbone cannot run: {obstacle}"}
     return replace(resolved, backbone="modules", reasons=reasons)
 
@@ -186,10 +193,13 @@ def _model_obstacle(
     if resolved.impl == "torch":
         return None
     sizes = (model.stem.out_channels, model.growth_rate, model.block_layers)
-    return _kernel_obstacle(image_size, sizes, batch_size, resolved.device, resolved.compute_dtype)
+    return _kernel_obstacle(
+        resolved.backbone, image_size, sizes, batch_size, resolved.device, resolved.compute_dtype
+    )
 
 
 def _kernel_obstacle(
+    backbone: str,
     image_size: tuple[int, int],
     sizes: tuple[int, int, int],
     batch_size: int,
@@ -197,6 +207,8 @@ def _kernel_obstacle(
     dtype: torch.dtype,
 ) -> str | None:
     """Return why the kernels cannot run, None if they can. sizes: stem channels, growth, layers."""
+    if backbone == "persistent":
+        return persistent_obstacle_on(device, (batch_size, *image_size, *sizes), dtype)
     try:
         resolve_impl("triton", device, dtype)
     except ValueError as error:

@@ -13,6 +13,7 @@ from lion_fast.training.machine.resolve import Resolved
 from lion_fast.training.step.step import autocast
 
 _BATCH_SIZE = 512
+"""On a GPU, where it is a small part of the memory."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,22 @@ def validate(
     model: DeeplySupervised,
     images: DataSet,
     resolved: Resolved,
+    batch_size: int,
     between_batches: Callable[[], None] = lambda: None,
 ) -> Validation:
     """Return loss and per-head accuracy over the test split, with the model in eval mode.
 
-    `between_batches` may raise to end it early.
+    batch_size: of training. On a CPU no more images are taken at a time: what its steps have freed
+    is kept, and then serves here too. `between_batches` may raise to end it early.
     """
     device = resolved.device
+    at_once = min(_BATCH_SIZE, batch_size) if device.type == "cpu" else _BATCH_SIZE
     was_training = model.training
     model.eval()
     loss = torch.zeros((), device=device)
     correct: Any = 0
     total = 0
-    for pixels, labels in images.test_chunks(_BATCH_SIZE):
+    for pixels, labels in images.test_chunks(at_once):
         between_batches()
         batch, labels = normalised(
             pixels, labels, images, device, resolved.compute_dtype, impl=resolved.impl

@@ -1,22 +1,31 @@
 """Where processes that torchrun has started meet, and how they part."""
 
+import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch.distributed as dist
 
 from lion_fast.errors import SaidElsewhere, UserError
+from lion_fast.output import complain
 from lion_fast.training.ranks.torchrun import Ranks, ranks_here
 from lion_fast.training.ranks.world import TIMEOUT, World
 
 _SAYING_SECONDS = 1.0
+_PATIENCE = 5.0
+"""Seconds of waiting before it is said; torchrun starts all within less."""
+_LOOK = 0.2
+"""Seconds between two looks whether all have come; signals are acted upon in between."""
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def joined(timeout: float) -> Iterator[World]:
     """Meet the other processes that torchrun started, if any, and leave them at the end.
 
+    timeout: seconds to wait for all of them.
     A process group that the caller has opened is used and stays open. Raises UserError when they
     cannot meet, and when one of them has gone.
     """
@@ -26,7 +35,7 @@ def joined() -> Iterator[World]:
         return
     is_ours = not dist.is_initialized()
     if is_ours:
-        _meet(ranks)
+        _meet(ranks, timeout)
     try:
         yield World(ranks)
     except SaidElsewhere:
@@ -46,15 +55,39 @@ def joined() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _meet(ranks: Ranks) -> None:
-    try:
-        dist.init_process_group("gloo", timeout=TIMEOUT)
-    except (ValueError, RuntimeError) as error:
-        text = str(error).splitlines()[0][:200]
+def _meet(ranks: Ranks, timeout: float) -> None:
+    """Open the process group in a thread, so that this one hears signals meanwhile."""
+    failures: list[Exception] = []
+
+    def meet() -> None:
+        try:
+            dist.init_process_group("gloo", timeout=timedelta(seconds=timeout))
+        except (ValueError, RuntimeError) as error:
+            failures.append(error)
+
+    place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    who = f"rank {ranks.rank} waits for the other {ranks.size - 1} of {ranks.size} processes"
+    thread = threading.Thread(target=meet, daemon=True)
+    started = time.monotonic()
+    thread.start()
+    is_said = False
+    while thread.is_alive():
+        thread.join(_LOOK)
+        waited = time.monotonic() - started
+        if waited > timeout + 1:  # torch's own end of it, which would say why, has not come
+            break
+        if waited > _PATIENCE and not is_said and thread.is_alive():
+            complain(f"{who} at {place}, for {timeout:g} s at most")
+            is_said = True
+    if failures or thread.is_alive():
+        text = str(failures[0]).splitlines()[0][:200] if failures else f"waited {timeout:g} s"
         raise UserError(
-            f"rank {ranks.rank} cannot meet the other processes ({text}): start all of them with"
-            " torchrun, with a --master-port that is free"
-        ) from None
+            f"rank {ranks.rank} cannot meet the other processes at {place} ({text}): start all of"
+            " them with torchrun, with a --master-port that is free, or wait longer with"
+            " --rendezvous-timeout"
+        )
+    # From here on one may be busy, with a download, for longer than others take to start.
+    dist.distributed_c10d._set_pg_timeout(TIMEOUT, dist.group.WORLD)
 
 
 def _is_loss(error: RuntimeError) -> bool:

@@ -106,10 +106,10 @@ def share_norms(model: nn.Module, resolved: Resolved, world: World) -> None:
     computes them, which knows of no other rank.
     """
     assert world.group is not None
-    if resolved.backbone == "fused":
+    if resolved.backbone != "modules":
         raise UserError(
-            "batch_norm global is not for backbone fused, whose kernels normalise over one"
-            " process's images: give --batch-norm local, or --backbone modules"
+            f"batch_norm global is not for backbone {resolved.backbone}, whose kernels normalise"
+            " over one process's images: give --batch-norm local, or --backbone modules"
         )
     for name, module in model.named_modules():
         if not isinstance(module, _BatchNorm):

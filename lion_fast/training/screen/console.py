@@ -1,12 +1,11 @@
 """Where a run prints: a live bar on a terminal, plain aligned lines in a pipe, or nowhere."""
 
-import os
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
+from lion_fast.output import OUTPUT
 from lion_fast.training.screen.printed import HEADER, LEAST_BAR, Progress, figures, progress_line
 
 if TYPE_CHECKING:
@@ -47,32 +46,27 @@ class Silent:
         """Nothing to end."""
 
 
-def silence_stdout() -> None:
-    """Send to nowhere what is still to be written to stdout, whose reader or disk has gone.
-
-    What is buffered goes there too, at exit at the latest, so that the interpreter ends quietly.
-    """
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
-
-
 class Plain:
-    """Aligned lines on stdout; falls silent when they cannot be written any more (`| head`)."""
+    """Aligned lines on stdout; falls silent when they cannot be written any more (`| head`).
 
-    def __init__(self) -> None:
+    pause: seconds that pass at least between two lines of progress.
+    """
+
+    def __init__(self, pause: float = 0.0) -> None:
         self._started = False
+        self._pause, self._next = pause, 0.0
 
     def say(self, lines: Iterable[str]) -> None:
         """Print the notes."""
         for line in lines:
-            try:
-                print(line, flush=True)
-            except OSError:
-                silence_stdout()
+            OUTPUT.say(line)
 
     def progress(self, progress: Progress) -> None:
-        """Print one line per interval."""
+        """Print one line per interval, if it is time."""
+        now = time.monotonic()
+        if now < self._next and progress.step < progress.max_steps:
+            return
+        self._next = now + self._pause
         header = [] if self._started else [HEADER]
         self._started = True
         self.say([*header, progress_line(progress)])
@@ -87,6 +81,8 @@ class Plain:
 
 
 _BAR = 24
+# Seconds between two lines on a terminal that cannot draw.
+_PAUSE = 10.0
 
 
 class Live:
@@ -161,7 +157,13 @@ class Live:
 
 
 def make_console(max_steps: int, *, quiet: bool = False) -> Console:
-    """Return the console that suits stdout; one that says nothing when `quiet`."""
+    """Return the console that suits stdout; one that says nothing when `quiet`.
+
+    A terminal that moves no cursor, or takes no characters of a bar, is watched by a person none
+    the less: it has a line now and then.
+    """
     if quiet:
         return Silent()
-    return Live(max_steps) if sys.stdout.isatty() else Plain()
+    if OUTPUT.can_draw:
+        return Live(max_steps)
+    return Plain(_PAUSE if OUTPUT.is_terminal else 0.0)

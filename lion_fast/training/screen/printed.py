@@ -113,8 +113,16 @@ def ending(summary: Summary) -> list[str]:
         f"validation accuracy {100 * summary.val_accuracy:.2f} %   (per head, main last: {heads})",
         f"init {summary.init_seconds:.2f} s   set-up {summary.setup_seconds:.2f} s{reused}"
         f"   training {summary.train_seconds:.2f} s   total {summary.total_seconds:.2f} s",
+        *_stops(summary.stopped_seconds),
         f"run folder: {summary.run}",
     ]
+
+
+def _stops(seconds: float) -> list[str]:
+    """Return what a person should know before believing the seconds."""
+    if not seconds:
+        return []
+    return [f"stood still for {seconds:.1f} s (stopped, or the machine slept): not in training"]
 
 
 def farewell(record: "RunRecord") -> str:

@@ -1,7 +1,7 @@
 """What a run tells its console while it trains."""
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 
@@ -33,13 +33,19 @@ class Steady:
 
     def stage(self, text: str) -> AbstractContextManager[None]:
         """Show while it lasts what is done apart from training."""
-        return nullcontext() if self._broken else self._console.stage(text)
+        return self._shown(text)
+
+    @contextmanager
+    def _shown(self, text: str) -> Iterator[None]:
+        with ExitStack() as shown:
+            self._attempt(lambda: shown.enter_context(self._console.stage(text)))
+            yield
 
     def close(self) -> None:
         """End the display."""
         self._attempt(self._console.close)
 
-    def _attempt(self, show: Callable[[], None]) -> None:
+    def _attempt(self, show: Callable[[], object]) -> None:
         if self._broken:
             return
         try:

@@ -7,7 +7,6 @@ compiled code and graphs; the rest is tensors, which a new run fills in place.
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,7 @@ import torch
 from lion_fast.config import TrainConfig, fields_of
 from lion_fast.data.batches import Loader
 from lion_fast.data.dataset import DataSet
-from lion_fast.data.open import BUILT_IN
+from lion_fast.data.sources import data_fingerprint
 from lion_fast.errors import UserError
 from lion_fast.training.machine.paths import anchored
 from lion_fast.training.machine.resolve import Resolved, resolve
@@ -39,9 +38,9 @@ _CAPTURED = {
 def setup_key(config: TrainConfig, resolved: Resolved | None = None) -> tuple[Hashable, ...]:
     """Return all that is baked into the step of `config` on this machine.
 
-    Runs of equal keys share one set-up where `train` is given the same `StepCache`. A folder data
-    set is told apart by the times of its folders, an .npz by its time and size. resolved: that of
-    `config` where it is known. Raises UserError on what cannot run here.
+    Runs of equal keys share one set-up where `train` is given the same `StepCache` and the data
+    that they name have not changed. resolved: that of `config` where it is known. Raises UserError
+    on what cannot run here.
     """
     return _baked(anchored(config), resolved or resolve(config))
 
@@ -51,17 +50,7 @@ def _baked(config: TrainConfig, resolved: Resolved) -> tuple[Hashable, ...]:
     chosen: dict[str, object] = config.to_dict() | resolved.to_dict()
     baked = tuple((name, value) for name, value in sorted(chosen.items()) if name not in free)
     # Inductor's code for a CPU is written for so many threads.
-    return (*baked, torch.get_num_threads(), _stamp(config.dataset))
-
-
-def _stamp(dataset: str) -> Hashable:
-    """Return what changes when someone changes the files of the data set."""
-    path = Path(dataset).expanduser()
-    if dataset in BUILT_IN or not path.exists():
-        return None
-    folders = [path, *sorted(path.glob("*")), *sorted(path.glob("*/*/"))] if path.is_dir() else []
-    stats = [each.stat() for each in folders or [path]]
-    return tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
+    return (*baked, torch.get_num_threads())
 
 
 @dataclass(frozen=True)
@@ -136,7 +125,7 @@ class Shelf(NamedTuple):
         if {*own.names()} - {"images"}:
             return None
         images = () if own.images is None else (id(own.images),)
-        return cls(cache, (*_baked(config, resolved), *images))
+        return cls(cache, (*_baked(config, resolved), data_fingerprint(config), *images))
 
     def take(self) -> Prepared | None:
         """Hand over the step that is held; see `StepCache.take`."""

@@ -43,8 +43,8 @@ class TrainStep:
         self._rates = _Rates(self.optimizer, own.lr_factors(config, device))
         self._aux_weight = torch.full((), self.loss.aux_weight, device=device)
         self._batch_counts = BatchCounts(model)
-        # The fused backbone reads fp32 weights and casts them itself.
-        fused = resolved.backbone == "fused"
+        # The fused backbones read fp32 weights and cast them themselves.
+        fused = resolved.backbone != "modules"
         self._weight_casts = WeightCasts(model, torch.float32 if fused else resolved.compute_dtype)
         self._forward = _forward(model, self.loss, resolved)
 
@@ -97,11 +97,20 @@ class TrainStep:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore `state_dict()`; replaces the optimizer's tensors, so do it before a capture."""
+        """Restore `state_dict()`; replaces the optimizer's tensors, so do it before a capture.
+
+        It may come from another device, engine or precision: what is of those stays this step's.
+        """
         self.model.load_state_dict(state["model"])
+        # Of the device: a graph captures no AdamW without it.
+        capturable = [group.get("capturable") for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, value in zip(self.optimizer.param_groups, capturable, strict=True):
+            if value is not None:
+                group["capturable"] = value
         self._rates.attach()
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the precision scaled no loss
+            self.scaler.load_state_dict(state["scaler"])
         self.steps_done.copy_(state["steps_done"])
 
     @torch.no_grad()
@@ -220,6 +229,8 @@ def _forward(
     model: DeeplySupervised, loss: LossOptions, resolved: Resolved
 ) -> Callable[[Tensor, Tensor, Tensor], HeadLosses]:
     smoothing, impl = loss.label_smoothing, resolved.impl
+    # A network of another kind has no other backbone, and is not asked about one.
+    how = {"persistent": True} if resolved.backbone == "persistent" else {}
 
     def forward(images: Tensor, labels: Tensor, aux_weight: Tensor) -> HeadLosses:
         with autocast(resolved):
@@ -227,12 +238,12 @@ def _forward(
 
     def fused(images: Tensor, labels: Tensor, aux_weight: Tensor) -> HeadLosses:
         with autocast(resolved):
-            pooled = model.pooled_taps(images, impl=impl)
+            pooled = model.pooled_taps(images, impl=impl, **how)
             return model.loss_from_pooled(
                 pooled, labels, aux_weight, label_smoothing=smoothing, impl=impl
             )
 
-    return fused if resolved.backbone == "fused" else forward
+    return forward if resolved.backbone == "modules" else fused
 
 
 def made_current(device: torch.device) -> AbstractContextManager[object]:

@@ -1,0 +1,156 @@
+"""A resumed run keeps what it learns; where and how that is computed, and kept, it may be told."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from run_results import table
+
+from lion_fast.cli import main
+from lion_fast.config import FREE_ON_RESUME, TrainConfig, fields_of
+from lion_fast.errors import UserError
+from lion_fast.training import evaluate, train
+from lion_fast.training.folder.checkpoint import NAME, load_checkpoint
+
+SMALL = "--growth-rate 2 --block-layers 1 --batch-size 32 --window 3 --device cpu".split()
+
+
+@pytest.fixture
+def photos(tmp_path, stripes):
+    """A place of the images that can be moved."""
+    (tmp_path / "job1").mkdir()
+    return Path(shutil.copy(stripes, tmp_path / "job1" / "photos.npz"))
+
+
+@pytest.fixture
+def config(tmp_path, photos):
+    return TrainConfig(
+        dataset=str(photos),
+        growth_rate=2,
+        block_layers=1,
+        batch_size=32,
+        max_steps=6,
+        window=3,
+        checkpoint_every=0,
+        device="cpu",
+        out=tmp_path / "runs",
+    )
+
+
+@pytest.fixture
+def run(config):
+    """A finished run of 6 steps."""
+    return train(config).run
+
+
+def test_all_but_what_is_learned_is_free_on_resume():
+    kept = fields_of("numbers") - {"dataset", "max_steps"}
+    assert not kept & FREE_ON_RESUME
+    every = fields_of("numbers") | fields_of("execution") | fields_of("housekeeping")
+    assert every - kept == FREE_ON_RESUME
+
+
+def moved(photos):
+    (photos.parent.parent / "job2").mkdir()
+    return Path(shutil.move(photos, photos.parent.parent / "job2" / "images.npz"))
+
+
+def test_a_run_follows_its_images_to_where_they_have_gone(config, run, photos):
+    place = moved(photos)
+    told = evaluate(run, device="cpu", dataset=place)
+    summary = json.loads((run / "summary.json").read_text())
+    assert told.to_dict() == {name: summary[name] for name in told.to_dict()}
+    again = train(replace(config, max_steps=9, dataset=str(place)), resume=run)
+    assert again.resumed == (f"from step 6 on: dataset {photos} -> {place}",)
+    whole = train(replace(config, max_steps=9, dataset=str(place)))
+    assert table(run) == table(whole.run)
+    assert evaluate(run, device="cpu").accuracy == again.val_accuracy
+
+
+def test_images_that_are_gone_end_in_the_flag_that_says_where_they_are(config, run, photos, capsys):
+    place = moved(photos)
+    for command in (["eval", str(run)], ["train", "--resume", str(run), "--max-steps", "9"]):
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and f"no longer at {photos}: say with --dataset" in told
+        assert main([*command, "--dataset", str(place)]) == 0
+        capsys.readouterr()
+
+
+def test_other_images_at_another_place_are_refused(config, run, stripes, tmp_path):
+    other = tmp_path / "other.npz"
+    with np.load(stripes) as archive:
+        np.savez(other, **{n: 255 - a if n[0] == "x" else a for n, a in archive.items()})
+    for attempt in (
+        lambda: train(replace(config, max_steps=9, dataset=str(other)), resume=run),
+        lambda: evaluate(run, device="cpu", dataset=other),
+    ):
+        with pytest.raises(UserError, match="other is not what|other.npz is not what"):
+            attempt()
+    assert len(load_checkpoint(run)["history"]) == 6
+
+
+def test_a_checkpoint_that_knows_nothing_of_its_images_is_not_moved(config, run, photos):
+    state = load_checkpoint(run)
+    del state["data"]
+    torch.save(state, run / NAME)
+    place = moved(photos)
+    with pytest.raises(UserError, match="cannot tell whether .*images.npz holds the same images"):
+        train(replace(config, max_steps=9, dataset=str(place)), resume=run)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--num-workers", "0", "--loader", "workers"],
+        ["--steps-per-run", "4"],
+        ["--engine", "eager"],
+        ["--backbone", "modules"],
+        ["--eval-every", "2"],
+        ["--gradient-ratio-every", "2"],
+    ],
+)
+def test_where_and_how_a_run_computes_may_be_told_anew(run, flags, capsys):
+    assert main(["train", "--resume", str(run), "--max-steps", "9", *flags]) == 0
+    told = json.loads((run / "summary.json").read_text())
+    assert told["steps"] == 9
+    is_told = flags[0] not in ("--engine", "--backbone")  # these are what auto was
+    assert bool(told["resumed"]) == is_told
+    assert ("from step 6 on:" in capsys.readouterr().out) == is_told
+
+
+def test_a_run_goes_on_in_another_precision_and_says_from_where(config):
+    """As the message of a loss that is not finite advises."""
+    run = train(replace(config, precision="bf16")).run
+    again = train(replace(config, precision="fp32", max_steps=9), resume=run)
+    assert again.resolved["precision"] == "fp32"
+    assert again.resumed == ("from step 6 on: precision bf16 -> fp32",)
+    last = train(replace(config, precision="fp32", num_workers=0, max_steps=12), resume=run)
+    assert last.resumed == (*again.resumed, "from step 9 on: num_workers 2 -> 0")
+
+
+@pytest.mark.parametrize("scale", [{}, {"scale": 4.0, "growth_factor": 2.0, "backoff_factor": 0.5}])
+def test_a_checkpoint_of_a_scaled_loss_or_of_a_gpu_serves_elsewhere(config, run, scale):
+    state = load_checkpoint(run)
+    for group in state["training"]["optimizer"]["param_groups"]:
+        group["capturable"] = True
+    state["training"]["scaler"] = scale
+    torch.save(state, run / NAME)
+    train(replace(config, max_steps=9), resume=run)
+    groups = load_checkpoint(run)["training"]["optimizer"]["param_groups"]
+    assert [group["capturable"] for group in groups] == [False]
+
+
+def test_a_loss_that_is_not_finite_advises_what_the_run_accepts(config, capsys):
+    with pytest.raises(UserError, match="loss is") as caught:
+        train(replace(config, precision="bf16", lr=1e30, checkpoint_every=1, max_steps=50))
+    (run,) = config.out.iterdir()
+    advice = f"or go on with --resume {run} --precision fp32"
+    assert "start anew with a lower --lr" in str(caught.value) and advice in str(caught.value)
+    flags = advice.removeprefix("or go on with ").split()
+    assert main(["train", *flags, "--max-steps", "1"]) in (0, 2)
+    assert "keeps its settings" not in capsys.readouterr().err
