@@ -13,7 +13,7 @@ the FP32 theoretical peak performance", 2022, https://arxiv.org/abs/2203.03341).
 import triton
 import triton.language as tl
 
-from .matrices import _identity, _square_norm
+from .matrices import _average, _identity, _square_norm
 
 # Of a, p and q: an entry is at most 3.4445^5 = 485, and fp16 ends at 65,504. What two fp16 values
 # leave of an entry is at most 2^-24 of it or 2^-31.
@@ -60,11 +60,7 @@ def _gram_in_halves(
         c = start + tl.arange(0, BLOCK_C)
         cell = r[:, None] * stride_r + c[None, :] * stride_c
         mask = (r < rows)[:, None] & (c < columns)[None, :]
-        g = tl.load(grad + cell, mask=mask, other=0.0)
-        v = tl.load(average + cell, mask=mask, other=0.0)
-        v += (1.0 - momentum) * (g - v)
-        tl.store(average + cell, v, mask=mask)
-        u, s = _scaled(g + momentum * (v - g))
+        u, s = _scaled(_average(grad, average, cell, mask, momentum))
         high, low = _halves(u, _SCALE_OF_AHEAD)
         s /= _SCALE_OF_AHEAD
         gram += s * s * _product(high, low, tl.trans(high), tl.trans(low))

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .halves import _muon_matrix_in_halves
-from .matrices import _identity, _square_norm
+from .matrices import _average, _identity, _square_norm
 
 
 @triton.jit
@@ -31,11 +31,7 @@ def _gram_of_ahead(
         c = start + tl.arange(0, BLOCK_C)
         cell = r[:, None] * stride_r + c[None, :] * stride_c
         mask = (r < rows)[:, None] & (c < columns)[None, :]
-        g = tl.load(grad + cell, mask=mask, other=0.0)
-        v = tl.load(average + cell, mask=mask, other=0.0)
-        v += (1.0 - momentum) * (g - v)
-        tl.store(average + cell, v, mask=mask)
-        u = g + momentum * (v - g)
+        u = _average(grad, average, cell, mask, momentum)
         gram += _product(u, tl.trans(u))
     tl.debug_barrier()
     return gram

@@ -1,7 +1,17 @@
-"""What both ways through a step of muon_update_ need of a small square matrix."""
+"""What both ways through a step of muon_update_ share."""
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def _average(grad, average, cell, mask, momentum):
+    """Average the gradient at `cell`, in place; return Nesterov's look ahead."""
+    g = tl.load(grad + cell, mask=mask, other=0.0)
+    v = tl.load(average + cell, mask=mask, other=0.0)
+    v += (1.0 - momentum) * (g - v)
+    tl.store(average + cell, v, mask=mask)
+    return g + momentum * (v - g)
 
 
 @triton.jit
