@@ -72,24 +72,28 @@ class Report(NamedTuple):
         return f"{self.registers}/{self.shared_bytes}/{self.spilled_bytes}/{self.tensor_core}"
 
 
+def resources_of(cubin: bytes) -> tuple[int, int]:
+    """Return the registers a thread of a kernel takes, and the bytes that do not fit into them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    resources = _RESOURCES.search(listing)
+    assert resources, f"cuobjdump lists no resources: {listing}"
+    registers, stack, local = map(int, resources.groups())
+    return registers, stack + local
+
+
 def report(case: AotCase, capability: int) -> Report:
     """Compile `case` for a target and read what it uses there."""
     try:
         kernel = compile_case(case, capability)
     except (TritonError, RuntimeError) as error:
         return Report(case.name, capability, error=str(error).strip() or type(error).__name__)
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "kernel.cubin")
-        cubin.write_bytes(kernel.asm["cubin"])
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
-        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    resources = _RESOURCES.search(listing)
-    assert resources, f"cuobjdump lists no resources: {listing}"
-    registers, stack, local = map(int, resources.groups())
+    registers, spilled = resources_of(kernel.asm["cubin"])
     tensor_core = len(_TENSOR_CORE.findall(kernel.asm["ptx"]))
-    return Report(
-        case.name, capability, registers, kernel.metadata.shared, stack + local, tensor_core
-    )
+    return Report(case.name, capability, registers, kernel.metadata.shared, spilled, tensor_core)
 
 
 def _report_at(index: int, capability: int) -> Report:
