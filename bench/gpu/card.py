@@ -68,6 +68,7 @@ STAGES = (
     Stage("heads", "times", 40),
     Stage("steps", "times", 100),
     Stage("profile", "times", 40),
+    Stage("options", "times", 60, minutes=25),
     Stage("runs", "runs", 80, needs_data=True),
     Stage("overhead", "times", 40),
     Stage("rivals", "times", 170),
