@@ -201,6 +201,10 @@ def _phase(at: At, places: Sequence[Place]) -> tuple[str, int] | None:
             # Where the compiler kept no outer call, it is the block of what came before.
             found = _TEMPLATE.search(places[0].text)
             block = int(found[1]) if found else at.block if "{}" in name else 0
+            # NVRTC says that block 2 loads block 1's maps, where it has corrected its last group.
+            done = f"block {block + 1} correct", f"block {block} load maps"
+            if each.function == "load_maps" and block and at.phase in done:
+                block -= 1
             return name.format(block + 1), block
     return None
 

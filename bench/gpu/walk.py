@@ -218,8 +218,9 @@ class Walk:
 
     def _times(self, loop: Loop, head: Place, siblings: Sequence[Loop]) -> Times:
         """Return a loop's trips. Where it is unrolled it stands there twice: once for the rest."""
-        times = self._trips(head)
-        same = [each for each in siblings if each.frames == loop.frames and each is not loop]
+        times, at = self._trips(head), siblings.index(loop)
+        beside = [*siblings[max(0, at - 1) : at], *siblings[at + 1 : at + 2]]
+        same = [each for each in beside if each.frames == loop.frames]
         if not head.text or len(same) != 1:
             return times
         one, other = self._size(loop), self._size(same[0])
