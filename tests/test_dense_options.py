@@ -36,15 +36,17 @@ def shipped():
 def test_no_option_is_on_by_default():
     assert not any(SHIPPED) and len(Options._fields) == 3
     for block in DENSENET.blocks:
-        assert block.max_registers is None and block.programs in (128, 256)
+        assert block.max_registers(True) is block.max_registers(
+            False
+        ) is None and block.programs in (128, 256)
 
 
 def test_limited_registers_are_asked_of_the_group_backwards_alone(shipped):
     limited = launches_with(SHIPPED._replace(limit_registers=True))
     asked = {name: launch.options.get("maxnreg") for name, launch in limited.items()}
-    groups = {name for name in limited if "backward" in name and "weights" not in name}
-    expected = {name: planning._MAX_REGISTERS[int(name[6]) - 1] for name in groups}
-    assert {name: n for name, n in asked.items() if n} == {k: n for k, n in expected.items() if n}
+    expected = {f"block {b} group 0 backward": 128 for b in (1, 2)}
+    expected |= {f"block {b} input backward": 80 for b in (1, 2)}
+    assert {name: n for name, n in asked.items() if n} == expected
     assert not any("maxnreg" in launch.options for launch in shipped.values())
     assert torch.equal(gradients(limited), gradients(shipped))
 

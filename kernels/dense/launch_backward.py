@@ -225,7 +225,7 @@ def _group_launch(
     grid = (b.programs, triton.cdiv(width, _GROUP))
     return Launch(
         _dense_group_bwd_kernel, grid, args, b.backward_warps, num_stages=1,
-        max_registers=b.max_registers,
+        max_registers=b.max_registers(is_input),
     )  # fmt: skip
 
 

@@ -32,10 +32,10 @@ _FEWER_PROGRAMS = (128, 128, 128)
 _FORWARD_WARPS = 4
 _TRANSITION_WARPS = 8
 _BACKWARD_WARPS = (8, 8, 4)
-# Registers a thread that leave room for two programs of 8 warps an SM, where the compiler would take
-# so many that one fits (bench/results/counts/registers-triton36.txt). Three would spill more than
-# they save. Block 3's 128 programs are less than one an SM.
-_MAX_REGISTERS = (128, 128, None)
+# Registers a thread, for a group and for a block's input, that leave room for two programs of 8
+# warps an SM and for three (bench/results/counts/registers-*.txt): the compiler takes so many that
+# one fits, or two. Block 3's 128 programs are less than one an SM.
+_MAX_REGISTERS = ((128, 80), (128, 80), (None, None))
 # Block 1 walks down rows of 64 positions (several narrow images side by side), at least 8 a
 # program: 10 rows are read for 8 written.
 _WALK_POSITIONS = 64
@@ -180,10 +180,9 @@ class BlockPlan(NamedTuple):
     def _max_programs(self) -> int:
         return (_FEWER_PROGRAMS if self.options.fewer_partials else _MAX_PROGRAMS)[self.stage]
 
-    @property
-    def max_registers(self) -> int | None:
-        """Registers a thread of a program of the backward chain; None: as the compiler likes."""
-        return _MAX_REGISTERS[self.stage] if self.options.limit_registers else None
+    def max_registers(self, is_input: bool) -> int | None:
+        """Return the registers a thread of the backward chain's; None: as the compiler likes."""
+        return _MAX_REGISTERS[self.stage][is_input] if self.options.limit_registers else None
 
     def _walks_of(self, rows: int) -> int:
         return self.batch // self.walk_images * (self.height // rows)
