@@ -12,20 +12,17 @@ import argparse
 import json
 import multiprocessing
 import re
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import triton
 from triton import knobs
 from triton.errors import TritonError
 
-from .aot_case import AotCase, compile_case
+from .aot_case import AotCase, compile_case, resources_of
 from .augment import AOT_CASES as _AUGMENT_CASES
 from .dense.aot import AOT_CASES as _DENSE_CASES
 from .heads.aot import AOT_CASES as _HEADS_CASES
@@ -42,7 +39,6 @@ KNOWN_SPILLS = {
 }
 """(Triton, capability, case) -> bytes spilled a thread that are taken: 3.8 spills none of them"""
 
-_RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _TENSOR_CORE = re.compile(r"\b(?:wmma\.mma|mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")
 
 
@@ -70,19 +66,6 @@ class Report(NamedTuple):
         if self.error:
             return "FAILED"
         return f"{self.registers}/{self.shared_bytes}/{self.spilled_bytes}/{self.tensor_core}"
-
-
-def resources_of(cubin: bytes) -> tuple[int, int]:
-    """Return the registers a thread of a kernel takes, and the bytes that do not fit into them."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.cubin")
-        path.write_bytes(cubin)
-        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
-        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    resources = _RESOURCES.search(listing)
-    assert resources, f"cuobjdump lists no resources: {listing}"
-    registers, stack, local = map(int, resources.groups())
-    return registers, stack + local
 
 
 def report(case: AotCase, capability: int) -> Report:

@@ -28,8 +28,7 @@ from gpu.places import loop_place, place
 from gpu.rates import H200
 from gpu.sass import Code, Loop, disassembled, parse
 from lion_fast.figures import OURS, RIVAL, bars, clean, new_figure, save
-from lion_fast.kernels.aot import resources_of
-from lion_fast.kernels.aot_case import case_of, compile_case
+from lion_fast.kernels.aot_case import case_of, compile_case, resources_of
 from lion_fast.kernels.dense.aot import DENSENET, step_launches
 from lion_fast.kernels.launch import Launch
 from lion_fast.report.markdown import table

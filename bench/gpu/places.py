@@ -5,6 +5,7 @@ below it, further in.
 """
 
 import re
+from collections.abc import Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -47,41 +48,31 @@ def place(frame: Frame) -> Place:
     return Place("", lines[frame.line].strip())
 
 
+def _around(frame: Frame) -> Iterator[str]:
+    """Yield a line, then those that it belongs to, from the nearest to the function's first."""
+    lines = _lines(frame.file)
+    depth = _depth(lines[frame.line]) + 1
+    for number in range(frame.line, 0, -1):
+        line = lines[number]
+        if line.strip() and not line.startswith("#") and _depth(line) < depth:
+            depth = _depth(line)
+            yield line.strip()
+            if depth == 0:
+                return
+
+
 @cache
 def loop_place(frames: tuple[Frame, ...]) -> Place:
     """Return the head of the innermost loop around a place that the jump of a loop comes from."""
     for frame in frames:
-        lines = _lines(frame.file)
-        inside = place(frame).function
-        if not inside:
-            continue
-        depth = _depth(lines[frame.line]) + 1
-        for number in range(frame.line, 0, -1):
-            line = lines[number]
-            if not line.strip() or line.startswith("#") or _depth(line) >= depth:
-                continue
-            depth = _depth(line)
-            if _LOOP.match(line.strip()):
-                return Place(inside, line.strip())
-            if depth == 0:
-                break
+        if inside := place(frame).function:
+            for line in _around(frame):
+                if _LOOP.match(line):
+                    return Place(inside, line)
     return Place("", "")
 
 
 @cache
 def is_below(frame: Frame, function: str, head: str) -> bool:
     """Whether a line lies in what belongs to a line with `head` in it, of that function."""
-    if place(frame).function != function:
-        return False
-    lines = _lines(frame.file)
-    depth = _depth(lines[frame.line]) + 1
-    for number in range(frame.line, 0, -1):
-        line = lines[number]
-        if not line.strip() or line.startswith("#") or _depth(line) >= depth:
-            continue
-        depth = _depth(line)
-        if head in line:
-            return True
-        if depth == 0:
-            return False
-    return False
+    return place(frame).function == function and any(head in line for line in _around(frame))
