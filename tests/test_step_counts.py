@@ -14,7 +14,7 @@ from gpu import count_persistent, count_sass
 from gpu.rates import H200
 from gpu.sass import Frame, Loop
 from lion_fast.kernels.dense.aot import DENSENET, step_launches
-from lion_fast.kernels.persistent.compile import compiler_obstacle, nvrtc_version
+from lion_fast.kernels.persistent.compile import compiler_obstacle
 
 ROOT = Path(__file__).parent.parent
 COUNTS = ROOT / "bench" / "results" / "counts"
@@ -36,7 +36,7 @@ def risen(found, committed):
 def needs_nvrtc():
     if problem := compiler_obstacle():
         pytest.skip(f"needs NVRTC: {problem}")
-    version = ".".join(map(str, nvrtc_version()))
+    version = count_persistent.nvrtc_version()
     if version != PERSISTENT["nvrtc"]:
         pytest.skip(f"the committed counts are NVRTC {PERSISTENT['nvrtc']}'s, this is {version}")
 

@@ -8,6 +8,7 @@ and what it would be if one of them were twice as bad. Needs NVRTC and nvdisasm 
 """
 
 import argparse
+import importlib.metadata
 import json
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from gpu.sass import Code, disassembled, parse
 from gpu.walk import Walk
 from lion_fast.figures import OURS, bars, clean, new_figure, save
 from lion_fast.kernels.persistent.aot import PAPER
-from lion_fast.kernels.persistent.compile import compiled, definitions_of, nvrtc_version
+from lion_fast.kernels.persistent.compile import compiled, definitions_of
 from lion_fast.kernels.persistent.plan import PersistentPlan
 from lion_fast.report.markdown import table
 
@@ -37,10 +38,18 @@ _NOT_ASKED = ("sms", "clock", "start", "memory")
 """what the card is, and rates that these kernels do not rest on"""
 
 
+def nvrtc_version() -> str:
+    """Return the version of the NVRTC that torch's wheels for CUDA 13 bring; else "unknown"."""
+    try:
+        return importlib.metadata.version("nvidia-cuda-nvrtc")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def codes(nvdisasm: str) -> dict[str, Code]:
     """Return both kernels' machine code for DenseNet-DS at batch 128, bf16, sm_90."""
     definitions = definitions_of(PersistentPlan(PAPER).definitions, torch.bfloat16)
-    cubins = compiled(definitions, (9, 0), line_info=True)
+    cubins = compiled(definitions, (9, 0))
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, rules in _PASSES.items():
@@ -90,7 +99,7 @@ def report(nvdisasm: str) -> dict[str, Any]:
     unknown = sorted({each for walk in walks.values() for each in walk.unknown})
     return {
         "what": "DenseNet-DS, batch 128, bf16, sm_90: counted and calculated, not measured",
-        "nvrtc": ".".join(map(str, nvrtc_version())),
+        "nvrtc": nvrtc_version(),
         "total_us": round(total_us(walks, H200), 1),
         "us": {
             name: {phase: round(found.us, 2) for phase, found in walk.phases.items()}

@@ -7,18 +7,22 @@ kernel is. sm_80, 86, 89 and 120 are refused at run time: a program has less sha
 than this network's image takes.
 """
 
+import re
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from triton import knobs
 
-from ..aot_case import resources_of
 from ..dense.plan import Plan
 from .compile import compiled, definitions_of
 from .plan import PersistentPlan
 
 PAPER = Plan(128, 32, 32, 24, 8, 6)
 CAPABILITIES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+_RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 
 
 class Resources(NamedTuple):
@@ -43,9 +47,18 @@ def resources(plan: Plan, dtype: torch.dtype, capability: tuple[int, int]) -> li
     shared = {"forward": sizes.forward_shared, "backward": sizes.backward_shared}
     found = []
     for file, cubin in compiled(definitions_of(sizes.definitions, dtype), capability).items():
-        registers, local = resources_of(cubin)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "kernel.cubin")
+            path.write_bytes(cubin)
+            command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+            listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        match = _RESOURCES.search(listing)
+        assert match, f"cuobjdump lists no resources: {listing}"
+        registers, stack, local = map(int, match.groups())
         kernel, name = Path(file).stem, str(dtype).removeprefix("torch.")
-        found.append(Resources(kernel, name, capability, registers, shared.get(kernel, 0), local))
+        found.append(
+            Resources(kernel, name, capability, registers, shared.get(kernel, 0), stack + local)
+        )
     return found
 
 

@@ -51,32 +51,27 @@ def definitions_of(sizes: Mapping[str, int], dtype: torch.dtype) -> dict[str, in
     return {**sizes, "HALF_IS_FP16": int(dtype == torch.float16)}
 
 
-def compiled(
-    definitions: Mapping[str, int], capability: tuple[int, int], *, line_info: bool = False
-) -> dict[str, bytes]:
+def compiled(definitions: Mapping[str, int], capability: tuple[int, int]) -> dict[str, bytes]:
     """Return the cubin of each of FILES, compiled where it is not kept yet, side by side.
 
-    line_info: keep of every instruction which line it comes from; the code stays the same. Raises
-    CompileError where a source does not compile, and OSError where the cache folder cannot be
-    written.
+    Raises CompileError where a source does not compile, and OSError where the cache folder cannot
+    be written.
     """
     with ThreadPoolExecutor(len(FILES)) as pool:  # NVRTC holds no lock of Python's
-        cubins = pool.map(lambda file: _one(file, definitions, capability, line_info), FILES)
+        cubins = pool.map(lambda file: _one(file, definitions, capability), FILES)
         return dict(zip(FILES, cubins, strict=True))
 
 
-def _one(
-    file: str, definitions: Mapping[str, int], capability: tuple[int, int], line_info: bool
-) -> bytes:
+def _one(file: str, definitions: Mapping[str, int], capability: tuple[int, int]) -> bytes:
     options = [
         f"--gpu-architecture=sm_{capability[0]}{capability[1]}",
         "--std=c++17",
+        "--generate-line-info",  # changes no instruction; profilers and bench/gpu name lines by it
         *(f"-D{name}={value}" for name, value in definitions.items()),
-        *(["--generate-line-info"] if line_info else []),
     ]
     headers = {path.name: path.read_bytes() for path in sorted(_SOURCES.glob("*.h"))}
     source = (_SOURCES / file).read_bytes()
-    version = importlib.metadata.version("cuda-bindings"), nvrtc_version()
+    version = importlib.metadata.version("cuda-bindings"), _nvrtc_version()
     key = repr((file, source, headers, options, version)).encode()
     path = cache_folder() / f"{Path(file).stem}-{hashlib.sha256(key).hexdigest()[:32]}.cubin"
     if path.exists():
@@ -90,8 +85,7 @@ def _one(
     return cubin
 
 
-def nvrtc_version() -> tuple[int, int]:
-    """Return the major and minor version of the NVRTC that compiles."""
+def _nvrtc_version() -> tuple[int, int]:
     from cuda.bindings import nvrtc
 
     _status, major, minor = nvrtc.nvrtcVersion()
