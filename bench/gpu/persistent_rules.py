@@ -121,7 +121,12 @@ _COMMON_LOOPS = (
     LoopRule("turned_at", "b < block", lambda at: at.block),
     LoopRule("weights_at", "b < block", lambda at: at.block),
     LoopRule("chunks_before", "v < u", lambda at: at.u),
-)
+    # Short ones, which the compiler mostly unrolls.
+    *(LoopRule(name, "made < MADE", lambda at: _SIZES.made)
+      for name in ("layer", "from_layer", "weight_gradients")),
+    LoopRule("pull", "e < 2", lambda at: 2),
+    LoopRule("last_tap", "i < 8", lambda at: 8),
+)  # fmt: skip
 _FORWARD_LOOPS = (
     LoopRule("clear_active", "most_active_bytes", _cleared),
     LoopRule("stem", "SIDE * SIDE * 3", lambda at: _threads(3 * _positions(At(0)))),
@@ -172,6 +177,7 @@ _BACKWARD_LOOPS = (
     LoopRule("sum_programs", "i < ", lambda at: _threads(
         _whole(_SIZES.num_columns, _SIZES.batch)
     )),
+    LoopRule("sum_programs", "at < num_programs", lambda at: _SIZES.batch / 32),
     # Unrolled by 16.
     LoopRule("sum_programs", "< BATCH", lambda at: _SIZES.batch / 16),
 )  # fmt: skip

@@ -27,7 +27,8 @@ def _halves(x, SCALE: tl.constexpr):
     """(high, low) of fp32 values times SCALE."""
     x *= SCALE
     high = x.to(tl.float16)
-    return high, (x - high.to(tl.float32)).to(tl.float16)
+    low = (x - high.to(tl.float32)).to(tl.float16)
+    return high, low
 
 
 @triton.jit
@@ -42,7 +43,8 @@ def _scaled(u):
     """Return u / s and s, a power of two so that |u / s| < 2: fp16 has no room for any u."""
     largest = tl.maximum(tl.max(tl.abs(u)), 1e-30)
     s = (largest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-    return u * (1.0 / s), s
+    small = u * (1.0 / s)
+    return small, s
 
 
 @triton.jit
