@@ -151,7 +151,10 @@ def test_every_kernel_compiles_for_every_target_and_none_spills(op):
     for case in (case for case in CASES if op in case.name):
         (row,) = [line for line in finished.stdout.splitlines() if line.startswith(case.name + " ")]
         shipped = [c for c in CAPABILITIES if c >= case.min_capability]
-        assert row.count("/0/0") == len(shipped), row
+        cells = [cell.split("/") for cell in row.split() if cell.count("/") == 3]
+        assert len(cells) == len(shipped) and all(spilled == "0" for _, _, spilled, _ in cells), row
+        on_tensor_cores = "tensor cores" in case.name
+        assert all((mma != "0") == on_tensor_cores for *_, mma in cells), row
 
 
 BAD_KERNELS = """

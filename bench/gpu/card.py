@@ -72,6 +72,7 @@ STAGES = (
     Stage("overhead", "times", 40),
     Stage("rivals", "times", 170),
     Stage("launches", "runs", 150, minutes=25),
+    Stage("options", "times", 60, minutes=25),
     Stage("table1", "runs", 300, minutes=25, needs_data=True),
     Stage("loaders", "runs", 240, minutes=40),
     Stage("batches", "runs", 400, minutes=40),

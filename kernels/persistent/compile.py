@@ -66,6 +66,7 @@ def _one(file: str, definitions: Mapping[str, int], capability: tuple[int, int])
     options = [
         f"--gpu-architecture=sm_{capability[0]}{capability[1]}",
         "--std=c++17",
+        "--generate-line-info",  # changes no instruction; profilers and bench/gpu name lines by it
         *(f"-D{name}={value}" for name, value in definitions.items()),
     ]
     headers = {path.name: path.read_bytes() for path in sorted(_SOURCES.glob("*.h"))}
