@@ -14,6 +14,7 @@ from lion_fast.errors import UserError
 from lion_fast.init import initialize_
 from lion_fast.kernels.dense.plan import Plan
 from lion_fast.kernels.persistent import persistent_backbone, persistent_obstacle
+from lion_fast.kernels.persistent.plan import fitted
 from lion_fast.models import densenet_ds
 from lion_fast.training.machine.resolve import resolve
 from lion_fast.training.step.step import TrainStep
@@ -132,11 +133,12 @@ REFUSED = {
     "sides": (PAPER._replace(height=16), {}, "images of 16x32: they take squares of 16, 24 or 32"),
     "growth": (PAPER._replace(growth_rate=12), {}, "growth rate 12: they take 8 or 16"),
     "layers": (PAPER._replace(block_layers=13), {}, "13 layers a block: they take 1 to 12"),
-    "batch": (PAPER._replace(batch=133), {}, "batch 133: an image takes a processor, and the GPU"),
-    "channels": (PAPER._replace(stem_channels=192), {}, "block 1 has 240 channels: they take 192"),
-    "A100": (PAPER, {"shared_bytes": 163 * 1024}, "an image's maps take 228096 bytes of shared"),
-    "12 layers": (PAPER._replace(block_layers=12), {}, "bytes of shared memory, and a program of"),
-}
+    "channels": (PAPER._replace(stem_channels=352), {}, "block 1 has 400 channels: they take 384"),
+    "12 layers": (
+        PAPER._replace(block_layers=12), {"shared_bytes": 99 * 1024},
+        "a program takes 118528 bytes of shared memory, and one of this GPU has 101376",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
@@ -152,9 +154,29 @@ def test_what_cannot_run_is_refused_with_what_would_fit(case):
      Plan(128, 32, 32, 24, 16, 3), Plan(64, 16, 16, 24, 16, 6)],
     ids=str,
 )  # fmt: skip
-def test_networks_that_fit_an_h100_are_taken(plan):
+def test_networks_that_fit_an_h100_are_taken_an_image_a_program(plan):
     assert persistent_obstacle(plan, torch.bfloat16, **H100) is None
     assert persistent_obstacle(plan, torch.float16, **H100) is None
+    sizes = fitted(plan, processors=132, shared_bytes=H100["shared_bytes"])
+    assert sizes.is_resident and sizes.programs == plan.batch
+
+
+A100 = {"capability": (8, 0), "processors": 108, "shared_bytes": 163 * 1024}
+
+
+@pytest.mark.parametrize(
+    ("plan", "gpu", "programs"),
+    [
+        (PAPER._replace(batch=133), H100, 132), (PAPER._replace(batch=2048), H100, 132),
+        (PAPER._replace(block_layers=12), H100, 128), (PAPER, A100, 108),
+        (PAPER._replace(batch=64), A100, 64), (Plan(128, 32, 32, 24, 16, 12), A100, 108),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_larger_batches_and_images_are_taken_in_turn(plan, gpu, programs):
+    assert persistent_obstacle(plan, torch.bfloat16, **gpu) is None
+    sizes = fitted(plan, processors=gpu["processors"], shared_bytes=gpu["shared_bytes"])
+    assert not sizes.is_resident and sizes.programs == programs
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 The network, its numbers and its parameters are those of `..dense.op`, whose reference is this op's
 truth too. Here an image never leaves the processor that owns it; between processors pass a layer's
-batch statistics alone (`csrc/forward.cu`, `csrc/backward.cu`).
+batch statistics alone (`csrc/forward.cu`, `csrc/backward.cu`). Where images are more than processors
+or do not fit one's memory, a processor goes through several in every phase, with the same bits.
 
 Maps are rounded to their dtype once, when they are written; statistics, sums of products, raw
 gradients and gradients of parameters are fp32. The same inputs give the same bits.
@@ -38,7 +39,7 @@ from .launch import (
     tables_on,
 )
 from .pack import num_halves
-from .plan import persistent_obstacle
+from .plan import PersistentPlan, fitted, persistent_obstacle
 
 
 @torch.library.custom_op("lion_fast::persistent_backbone", mutates_args=())
@@ -57,8 +58,9 @@ def _persistent_backbone(
     out = empty_forward(plan, images, table.halves.numel())
     exchange = empty_exchange(plan, images)
     parameters = _in_format(convs, channels_last), gammas, betas
-    pack_launch(plan, table, out, exchange, *parameters).run()
-    forward_launch(plan, out, exchange, images, eps).run()
+    sizes = _fitted(plan, images.device)
+    pack_launch(sizes, table, out, exchange, *parameters).run()
+    forward_launch(sizes, out, exchange, images, eps).run()
     return out
 
 
@@ -88,7 +90,8 @@ def _persistent_backbone_backward(
     table = tables_on(plan, channels_last, images.device)
     grads = torch.empty(gradient_size(plan), dtype=torch.float32, device=images.device)
     rows = [d.contiguous() for d in d_pooled]
-    backward_launch(plan, table, grads, rows, images, PersistentForward(*saved), eps).run()
+    sizes = _fitted(plan, images.device)
+    backward_launch(sizes, table, grads, rows, images, PersistentForward(*saved), eps).run()
     return grads
 
 
@@ -108,6 +111,12 @@ def _gpu_of(device: torch.device) -> dict[str, Any] | None:
         "processors": gpu.multi_processor_count,
         "shared_bytes": gpu.shared_memory_per_block_optin,  # type: ignore[attr-defined]
     }
+
+
+def _fitted(plan: Plan, device: torch.device) -> PersistentPlan:
+    gpu = _gpu_of(device)
+    assert gpu is not None, "refused before"
+    return fitted(plan, processors=gpu["processors"], shared_bytes=gpu["shared_bytes"])
 
 
 # Of a device and sizes that a compiled step does not change: nothing for Dynamo to trace.
