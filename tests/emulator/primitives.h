@@ -25,6 +25,7 @@ DEVICE unsigned char *shared_memory() { return emulator::shared(); }
 DEVICE int thread_index() { return emulator::thread(); }
 DEVICE int program_index() { return emulator::program(); }
 DEVICE int num_programs() { return emulator::programs(); }
+DEVICE int renewed(int x) { return x; }
 // "Parallel Synchronization and Communication Instructions: bar, barrier": all threads of a CTA
 // wait, and see each other's earlier accesses.
 DEVICE void synchronise(AT) { emulator::barrier(HERE); }

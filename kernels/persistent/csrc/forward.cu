@@ -10,6 +10,7 @@ template <int BLOCK>
 DEVICE void layers(Forward &p) {
     clear_active(p);
     for (int u = 0; u < LAYERS; u++) {
+        p.renew();
         each_image(p, [&] { layer<BLOCK>(p, u); });
     }
 }

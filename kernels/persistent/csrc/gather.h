@@ -127,6 +127,7 @@ template <class W>
 DEVICE void pull(Backward &p, int group, int maker, int g) {
     constexpr int R = W::R, BLOCK = W::BLOCK, C = W::C;
     const float *affine = p.a.affine + affine_at(BLOCK);
+    p.renew();
     int readers = LAYERS - maker, pair = p.lane % 4, c = 8 * group + 2 * pair;
     if (p.warp < W::OWNERS) {
         float xhat[R][4], total[R][4], m[2], s[2], direct[2];

@@ -124,6 +124,11 @@ struct Program {
 
     // Whether this is the first of the program's images: what all share is made with it.
     DEVICE bool is_first() { return RESIDENT || image < num_programs(); }
+    DEVICE void renew() {
+        thread = renewed(thread);
+        warp = thread / 32;
+        lane = thread % 32;
+    }
 };
 DEVICE Program this_program() {
     int thread = thread_index();
@@ -136,6 +141,7 @@ DEVICE void each_image(Program &p, Phase phase) {
     if constexpr (RESIDENT) phase();
     else
         for (p.image = program_index(); p.image < BATCH; p.image += num_programs()) {
+            p.renew();
             phase();
         }
 }

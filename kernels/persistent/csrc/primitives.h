@@ -32,6 +32,12 @@ DEVICE unsigned char *shared_memory() {
 DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int program_index() { return blockIdx.x; }
 DEVICE int num_programs() { return gridDim.x; }
+// x, of which the compiler knows nothing here: what follows from it is computed where it is needed,
+// and not kept in registers that a loop has no use for.
+DEVICE int renewed(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 DEVICE void synchronise() { __syncthreads(); }
 DEVICE void fence() { __threadfence(); }
 DEVICE float shuffle_xor(float x, int step) { return __shfl_xor_sync(0xffffffffu, x, step); }
