@@ -18,7 +18,12 @@ if __name__ == "lion_fast.kernels":
         pooled_supervision_loss_ref,
     )
     from .muon import muon_update_, muon_update_ref_
-    from .persistent import persistent_backbone, persistent_obstacle_on
+    from .persistent import (
+        persistent_backbone,
+        persistent_compilation,
+        persistent_machine_obstacle,
+        persistent_obstacle_on,
+    )
 
 __all__ = [
     "HeadLosses",
@@ -34,6 +39,8 @@ __all__ = [
     "muon_update_",
     "muon_update_ref_",
     "persistent_backbone",
+    "persistent_compilation",
+    "persistent_machine_obstacle",
     "persistent_obstacle_on",
     "pooled_supervision_loss",
     "pooled_supervision_loss_ref",

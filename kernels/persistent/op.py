@@ -2,14 +2,16 @@
 
 The network, its numbers and its parameters are those of `..dense.op`, whose reference is this op's
 truth too. Here an image never leaves the processor that owns it; between processors pass a layer's
-batch statistics alone (`csrc/forward.cu`, `csrc/backward.cu`). Where images are more than processors
-or do not fit one's memory, a processor goes through several in every phase, with the same bits.
+batch statistics alone (`csrc/forward.cu`, `csrc/backward.cu`). Where there are more images than
+processors, or one does not fit a processor's memory, each goes through its images in every phase,
+with the same bits.
 
 Maps are rounded to their dtype once, when they are written; statistics, sums of products, raw
 gradients and gradients of parameters are fp32. The same inputs give the same bits.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ from ..dense.op import (
     _setup_context,
 )
 from ..dense.plan import Plan
-from .compile import compiler_obstacle
+from .compile import compiled, compiler_obstacle, definitions_of, missing
 from .launch import (
     PersistentForward,
     backward_launch,
@@ -131,7 +133,31 @@ def persistent_obstacle_on(
     gpu = _gpu_of(device)
     if gpu is None:
         return f"they need a CUDA GPU, and the device is {device.type}"
-    return persistent_obstacle(Plan(*sizes), dtype, **gpu) or compiler_obstacle()
+    return persistent_obstacle(Plan(*sizes), dtype, **gpu) or persistent_machine_obstacle(device)
+
+
+def persistent_machine_obstacle(device: torch.device) -> str | None:
+    """Return why this machine compiles or loads no persistent kernel for `device`, or None.
+
+    It is no fault of the network: another driver or NVRTC is needed, which the line names.
+    """
+    gpu = _gpu_of(device)
+    return compiler_obstacle(None if gpu is None else gpu["capability"])
+
+
+def persistent_compilation(
+    device: torch.device, sizes: tuple[int, ...], dtype: torch.dtype
+) -> Callable[[], object] | None:
+    """Return what compiles a network's kernels for `device`; None where they are on the disk.
+
+    sizes: the fields of `Plan`, of a network that `persistent_obstacle_on` takes.
+    """
+    gpu = _gpu_of(device)
+    assert gpu is not None, "refused before"
+    definitions = definitions_of(_fitted(Plan(*sizes), device).definitions, dtype)
+    if not missing(definitions, gpu["capability"]):
+        return None
+    return functools.partial(compiled, definitions, gpu["capability"])
 
 
 def persistent_backbone(

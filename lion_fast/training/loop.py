@@ -104,8 +104,8 @@ class Training:
         There is nothing to set up where the step was taken over, or the run has no step left.
         """
         if not self.is_set_up and not self.finished:
-            show = self.screen.stage
-            self.screen.say(prepare_kernels(self.step, self.loader, self.resolved, show))
+            show, size = self.screen.stage, self.images.image_size
+            self.screen.say(prepare_kernels(self.step, self.loader, self.resolved, size, show))
             with self.screen.stage(_SETUP[self.resolved.engine]):
                 self.engine.setup(len(self.history))
             self.is_set_up = True

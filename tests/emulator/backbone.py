@@ -70,4 +70,5 @@ def emulate(monkeypatch, how: How = How()) -> list[str]:  # noqa: B008
 
     monkeypatch.setattr(PersistentLaunch, "run", emulated)
     monkeypatch.setattr(op, "_gpu_of", lambda device: H100)
+    monkeypatch.setattr(op, "compiler_obstacle", lambda capability: None)  # g++ compiles
     return launched
