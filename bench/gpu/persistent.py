@@ -173,13 +173,17 @@ def _steps(call: Call, seconds: float) -> None:
 
 
 def _runs(call: Call, seconds: float) -> None:
-    """Run to 70 % by turns with the fused backbone, until the stage's time is over."""
+    """Run to 70 % by turns with the fused backbone, until the stage's time is over.
+
+    That one under a name of its own: stage `runs` has the same seeds of it.
+    """
     if call.data_dir is None:
         call.say("persistent", left_out="runs", why="they need real images: --data-dir")
         return
 
     def pairs(base: dict[str, Any]) -> dict[str, TrainConfig]:
         fused = recipes(base)["fast fused"]
-        return {"fast fused": fused, "fast persistent": replace(fused, backbone="persistent")}
+        ours = replace(fused, backbone="persistent")
+        return {"fast fused beside": fused, "fast persistent": ours}
 
     run_by_turns(call, "persistent runs", pairs)

@@ -21,6 +21,7 @@ CONFIGS = {
     "graph": "engine graph",
     "fewer": "engine graph, fewer launches (an option then, removed since)",
     "fused": "engine graph, fused backbone",
+    "persistent": "engine graph, persistent backbone",
     "fast": "engine graph, Muon",
     "fast_fused": "engine graph, fused backbone, Muon",
     "resnet": "ResNet-DS, engine graph",
@@ -29,6 +30,8 @@ CONFIGS = {
 _RECIPES = {
     "fast": "preset fast",
     "fast fused": "preset fast, fused backbone",
+    "fast fused beside": "preset fast, fused backbone, by turns with persistent",
+    "fast persistent": "preset fast, persistent backbone",
     "fast fewer": "preset fast, fewer launches (removed since)",
     "paper he": "preset paper",
     "paper lion_dg": "preset paper",
