@@ -18,7 +18,12 @@ if __name__ == "lion_fast.kernels":
         pooled_supervision_loss_ref,
     )
     from .muon import muon_update_, muon_update_ref_
-    from .persistent import persistent_backbone, persistent_obstacle_on
+    from .persistent import (
+        persistent_backbone,
+        persistent_compilation,
+        persistent_machine_obstacle,
+        persistent_obstacle_on,
+    )
     from .reduction import check_reduced, reduce_images, reduced_sides
 
 __all__ = [
@@ -36,6 +41,8 @@ __all__ = [
     "muon_update_",
     "muon_update_ref_",
     "persistent_backbone",
+    "persistent_compilation",
+    "persistent_machine_obstacle",
     "persistent_obstacle_on",
     "pooled_supervision_loss",
     "pooled_supervision_loss_ref",

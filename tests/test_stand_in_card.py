@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from persistent_cubins import compile_persistent
 from stand_in import TESTS, needs_stand_in, noting_environment
 
 from gpu.card import TO_COME, plan
@@ -30,6 +31,7 @@ def test_every_stage_of_twelve_minutes_comes_to_its_end_and_makes_a_page(tmp_pat
     command += ["--minutes", "12", "--out", str(out), "--data-dir", str(tmp_path)]
     command += ["--commit", "abc", "--folder", str(tmp_path / "folder")]
     env = noting_environment("H100", kernel_cache)
+    compile_persistent(env["TRITON_CACHE_DIR"])
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     found = [json.loads(line) for line in (out / "card.jsonl").read_text().splitlines()]

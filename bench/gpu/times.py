@@ -12,6 +12,7 @@ from gpu.configs import CONFIGS, HandLoopIn, make_training, plain_script, synthe
 from gpu.findings import Call
 from lion_fast.kernels.launch import Launch
 from support.harness import interleaved_rounds, no_garbage_collection, side_stream
+from support.training import Training
 
 Contestants = Mapping[str, tuple[Callable[[], object], int]]
 """name -> (a call, steps in it)"""
@@ -142,27 +143,32 @@ def options(call: Call, seconds: float) -> None:
 
 def profile(call: Call, seconds: float) -> None:
     """Write every kernel's microseconds in one replay: where a step's time goes."""
-    from torch.profiler import ProfilerActivity, profile as profiled
-
     images = synthetic_images(call)
     for name in ("fused", "fast_fused", "graph"):
         with make_training(call, name, images, 256) as training:
-            for _ in range(3):
-                training()
-            torch.cuda.synchronize()
-            with profiled(activities=[ProfilerActivity.CUDA]) as profiler:
-                training()
-                torch.cuda.synchronize()
-            on_card = torch.autograd.DeviceType.CUDA
-            spans = sorted(
-                (event.time_range.start, event.time_range.end, event.name)
-                for event in profiler.events()
-                if event.device_type == on_card
-            )
-            if spans:
-                call.say("profile", config=name, **_summary(spans, training.steps_per_call))
-            else:
-                call.say("profile", config=name, problem="the profiler saw no kernel")
+            profile_replay(call, name, training)
+
+
+def profile_replay(call: Call, name: str, training: Training) -> None:
+    """Write every kernel's microseconds in one call of a training."""
+    from torch.profiler import ProfilerActivity, profile as profiled
+
+    for _ in range(3):
+        training()
+    torch.cuda.synchronize()
+    with profiled(activities=[ProfilerActivity.CUDA]) as profiler:
+        training()
+        torch.cuda.synchronize()
+    on_card = torch.autograd.DeviceType.CUDA
+    spans = sorted(
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in profiler.events()
+        if event.device_type == on_card
+    )
+    if spans:
+        call.say("profile", config=name, **_summary(spans, training.steps_per_call))
+    else:
+        call.say("profile", config=name, problem="the profiler saw no kernel")
 
 
 def _summary(spans: list[tuple[float, float, str]], steps: int) -> dict[str, Any]:
@@ -192,7 +198,7 @@ def overhead(call: Call, seconds: float) -> None:
     from bench_overhead import FirstSteps
 
     from lion_fast.config import Init, TrainConfig
-    from support.training import Training, new_step
+    from support.training import new_step
 
     images = synthetic_images(call)
     inits: tuple[Init, Init] = ("lion_dg", "he")

@@ -136,8 +136,19 @@ def _augment(call: Call) -> None:
 
 
 def _dense(call: Call) -> None:
-    """Take the paper's network at its own size; fp16, which had no end last time, before bf16."""
-    from dense_runs import Setting, kernels_on, make_images, make_model, parameters_of
+    from dense_runs import kernels_on
+
+    compare_backbone(call, "dense", kernels_on)
+
+
+def compare_backbone(
+    call: Call, name: str, backbone: Callable[[Any, Tensor, int], list[Tensor]]
+) -> None:
+    """Take the paper's network at its own size; fp16, which had no end last time, before bf16.
+
+    backbone: the pooled taps, from the network, images and layers a block.
+    """
+    from dense_runs import Setting, make_images, make_model, parameters_of
 
     for dtype in (torch.float16, torch.bfloat16):
         layers = 6
@@ -168,7 +179,7 @@ def _dense(call: Call) -> None:
             return [t.to(torch.promote_types(t.dtype, torch.float32)).mean((2, 3)) for t in taps]
 
         def kernels(model: Any) -> list[Tensor]:
-            return kernels_on(model, images, layers)  # noqa: B023
+            return backbone(model, images, layers)  # noqa: B023
 
         def again() -> list[Tensor]:
             return [t for group in run(make_model(setting), kernels) for t in group]  # noqa: B023
@@ -179,12 +190,12 @@ def _dense(call: Call) -> None:
             ("pooled", "grads", "running"), ours, stock, truth, strict=True
         ):
             call.say(
-                "values", what=f"dense {dtype} {kind}", ours_median_max=_median_max(a, exact),
+                "values", what=f"{name} {dtype} {kind}", ours_median_max=_median_max(a, exact),
                 autocast_median_max=_median_max(b, exact),
             )  # fmt: skip
         repeats = 2 if call.rehearse else 40
         differing = _differing(again, [t for group in ours for t in group], repeats)
-        call.say("values", what=f"dense {dtype} bits", runs_that_differ=differing, of=repeats)
+        call.say("values", what=f"{name} {dtype} bits", runs_that_differ=differing, of=repeats)
 
 
 def tests(call: Call, seconds: float) -> None:

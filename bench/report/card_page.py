@@ -21,6 +21,7 @@ CONFIGS = {
     "graph": "engine graph",
     "fewer": "engine graph, fewer launches (an option then, removed since)",
     "fused": "engine graph, fused backbone",
+    "persistent": "engine graph, persistent backbone",
     "fast": "engine graph, Muon",
     "fast_fused": "engine graph, fused backbone, Muon",
     "resnet": "ResNet-DS, engine graph",
@@ -29,6 +30,8 @@ CONFIGS = {
 _RECIPES = {
     "fast": "preset fast-v1",
     "fast fused": "preset fast-v1, fused backbone",
+    "fast fused beside": "preset fast, fused backbone, by turns with persistent",
+    "fast persistent": "preset fast, persistent backbone",
     "fast fewer": "preset fast-v1, fewer launches (removed since)",
     "fast v2 fused": "preset fast, fused backbone",
     "paper he": "preset paper",

@@ -70,8 +70,9 @@ class Training:
         """
         if not self.is_set_up and not self.finished:
             sides = self.agenda.resolutions.sides_from(len(self.history))
-            show = self.screen.stage
-            self.screen.say(prepare_kernels(self.step, self.loader, self.resolved, sides, show))
+            size, show = self.images.image_size, self.screen.stage
+            ready = prepare_kernels(self.step, self.loader, self.resolved, size, sides, show)
+            self.screen.say(ready)
             with self.screen.stage(_SETUP[self.resolved.engine]):
                 self.engine.setup(len(self.history))
             self.is_set_up = True

@@ -9,7 +9,12 @@ import torch
 
 from lion_fast.config import BackboneName, Impl, TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.kernels import dense_obstacle, persistent_obstacle_on, resolve_impl
+from lion_fast.kernels import (
+    dense_obstacle,
+    persistent_machine_obstacle,
+    persistent_obstacle_on,
+    resolve_impl,
+)
 from lion_fast.models import STEM_CHANNELS, DeeplySupervised, DenseNetDS
 from lion_fast.training.machine.choice import Choice
 from lion_fast.training.machine.device import capability, chosen_device, device_reason
@@ -124,6 +129,11 @@ def _backbone(config: TrainConfig, device: torch.device, choices: dict[str, Choi
     if config.backbone == "modules":
         return Choice("modules", "asked for")
     asked = "fused" if config.backbone == "auto" else config.backbone
+    reason = "asked for"
+    if asked == "persistent" and device.type == "cuda" and config.impl != "torch":
+        # A matter of this machine's installation, not of what was asked for: fused goes on.
+        if lacking := persistent_machine_obstacle(device):
+            asked, reason = "fused", f"the persistent kernels do not fit this machine: {lacking}"
     obstacle = _obstacle(asked, config, device, dtype)
     is_compiled = choices["engine"].value != "eager"
     if asked == "fused" and config.impl == "torch" and is_compiled and not _TRACES_REFERENCE:
@@ -131,7 +141,7 @@ def _backbone(config: TrainConfig, device: torch.device, choices: dict[str, Choi
     if config.backbone != "auto":
         if obstacle:
             raise _refusal(asked, obstacle)
-        return Choice(asked, "asked for")
+        return Choice(asked, reason)
     if config.arch != "densenet_ds":
         return Choice("modules", f"the fused backbone is densenet_ds's, and this is {config.arch}")
     if device.type == "cpu":
@@ -242,9 +252,13 @@ def _kernel_obstacle(
 
 
 def remarks(asked: BackboneName, resolved: Resolved) -> list[str]:
-    """Return what a run says first of a choice that its images have a part in, with the reason."""
-    chosen = asked == "auto" and resolved.device.type != "cpu"
+    """Return what a run says first of a choice that its images have a part in, with the reason.
+
+    Or of one that the machine has a part in: fused in persistent's place.
+    """
+    chosen = asked in ("auto", "persistent") and resolved.device.type != "cpu"
+    told = chosen and asked != resolved.backbone
     return [
-        *([f"backbone {resolved.backbone}: {resolved.reasons['backbone']}"] if chosen else []),
+        *([f"backbone {resolved.backbone}: {resolved.reasons['backbone']}"] if told else []),
         *(f"backbone modules at {side} pixels: {why}" for side, why in resolved.modules_at.items()),
     ]
