@@ -10,12 +10,12 @@ STAMP := $(VENV)/.lion-fast
 # The oldest torch and Triton that are supported, in an environment of their own; no DALI, no Ray.
 VENV_OLDEST ?= .venv-oldest
 OLDEST := VENV=$(VENV_OLDEST) CONSTRAINTS=constraints-oldest.txt EXTRAS=tensorboard,dev
-OLDEST_TESTS := kernel_rules heads heads_op pooled_heads augment muon dense_kernels \
-	dense_kernels_plan dense_reference fused_backbone engine models rivals cli \
-	stand_in_rules stand_in_runs stand_in_launches stand_in_study
+OLDEST_TESTS := heads heads_op pooled_heads augment muon dense_kernels dense_reference \
+	fused_backbone engine models rivals cli stand_in_rules stand_in_runs stand_in_launches \
+	stand_in_study
 
 MAKEFLAGS += --no-print-directory
-.PHONY: setup ready run check checked-tests test test-oldest lint format bench bench-report \
+.PHONY: setup ready run check checked-tests test test-exhaustive test-oldest lint format bench bench-report \
 	studies-report bench-compare gpu gpu-pack clean
 
 setup:
@@ -44,10 +44,13 @@ check: ready
 checked-tests: ready
 	$(PYTEST) --quiet -m 'not slow' $(CHECKED:%=tests/test_%.py)
 
-# Everything.
+# Everything, but once: not on every card, nor at full size.
 test: ready
-	$(PYTEST)
-	$(BIN)/python -m pytest bench --benchmark-disable --quiet
+	$(PYTEST) -m 'not exhaustive' --benchmark-disable tests bench
+
+# The same on every card, at full size, at random moments, and every committed table made again.
+test-exhaustive: ready
+	$(PYTEST) -m exhaustive
 
 # What an older torch or Triton can break: every kernel compiled for the GPUs that run them all, the
 # kernels in the interpreter, engines and a study on the stand-in, and the CLI.
@@ -55,7 +58,7 @@ test-oldest:
 	$(MAKE) $(OLDEST) ready
 	$(VENV_OLDEST)/bin/python -m lion_fast.kernels.aot --capability 80 90
 	OMP_NUM_THREADS=1 $(VENV_OLDEST)/bin/python -m pytest --numprocesses 2 --dist worksteal \
-		$(OLDEST_TESTS:%=tests/test_%.py)
+		-m 'not exhaustive' $(OLDEST_TESTS:%=tests/test_%.py)
 
 lint: ready
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ setup(
         "lion_fast.data",
         "lion_fast.init",
         "lion_fast.kernels",
+        "lion_fast.kernels.augment",
         "lion_fast.kernels.dense",
         "lion_fast.kernels.dense_heads",
         "lion_fast.kernels.heads",

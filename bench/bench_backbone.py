@@ -29,7 +29,7 @@ from lion_fast.kernels.dense.launch import (
     running_statistics_launch,
 )
 from lion_fast.kernels.dense.launch_backward import backward_launches, gradient_size
-from lion_fast.kernels.dense.plan import Plan
+from lion_fast.kernels.dense.plan import SHIPPED, Options, Plan
 from lion_fast.kernels.launch import Launch
 from support.dense_traffic import launch_bytes
 from support.training import Training
@@ -91,7 +91,9 @@ def test_step_fused_against_modules(bench, image_set) -> None:
         print(f"step {1e3 * measured:.3f} ms; backbone predicted {1e3 * dense:.3f} ms")
 
 
-def make_launches(plan: Plan, dtype: torch.dtype, device: torch.device) -> dict[str, Launch]:
+def make_launches(
+    plan: Plan, dtype: torch.dtype, device: torch.device, options: Options = SHIPPED
+) -> dict[str, Launch]:
     """Return the launches of a step by name, in order, on buffers that the earlier ones filled."""
 
     def random(*shape: int) -> torch.Tensor:
@@ -110,9 +112,9 @@ def make_launches(plan: Plan, dtype: torch.dtype, device: torch.device) -> dict[
     grads = torch.empty(gradient_size(plan), device=device)
     launches = [
         pack_launch(plan, out, convs, norms["gammas"], norms["betas"], True),
-        *forward_launches(plan, out, images, 1e-5),
+        *forward_launches(plan, out, images, 1e-5, options),
         running_statistics_launch(plan, out.statistics, norms["means"], norms["variances"], 0.1),
-        *backward_launches(plan, grads, d_pooled, images, out, 1e-5, True),
+        *backward_launches(plan, grads, d_pooled, images, out, 1e-5, True, options),
     ]
     for launch in launches:
         launch.run(device_of=images)

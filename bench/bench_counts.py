@@ -18,7 +18,7 @@ of PyTorch's allocator from construction to the step's end, without cuDNN's work
 Casts of weights outside compiled code are in no compiled byte. The loop is
 `support.rivals.HandLoop` under autocast, without loss scaling and without data loading.
 
-Private API: GraphLowering.compile_to_module and count_bytes, two cache switches, TrainStep._forward
+Private API: GraphLowering.compile_to_module and count_bytes, two cache switches, TrainStep._way
 and what tests/support/stand_in_inductor.py names.
 """
 
@@ -208,7 +208,7 @@ def eager_bytes(take_step: Callable[[], None], training: Any, engine: str) -> di
 
     if engine == "eager":
         step = training.step
-        step._forward = within(step._forward, "forward", "backward")
+        step._way.forward = within(step._way.forward, "forward", "backward")
         step.optimizer.step = within(step.optimizer.step, "optimizer", "other")
     else:
         traffic.part = "step"

@@ -103,7 +103,7 @@ def setting(config: TrainConfig, resolved: Resolved, image_set: ImageSet) -> dic
         "backbone": resolved.backbone,
         "arch": config.arch,
         "data": image_set.name,
-        "num_workers": config.num_workers if resolved.loader == "workers" else None,
+        "num_workers": config.most_workers if resolved.loader == "workers" else None,
     }
 
 

@@ -20,7 +20,13 @@ if __name__ == "lion_fast.kernels":
     )
     from .mask_batch import augment_masks
     from .muon import muon_update_, muon_update_ref_
-    from .persistent import persistent_backbone, persistent_obstacle_on
+    from .persistent import (
+        persistent_backbone,
+        persistent_compilation,
+        persistent_machine_obstacle,
+        persistent_obstacle_on,
+    )
+    from .reduction import check_reduced, reduce_images, reduced_sides
 
 __all__ = [
     "DenseLosses",
@@ -29,6 +35,7 @@ __all__ = [
     "augment_batch",
     "augment_batch_ref",
     "augment_masks",
+    "check_reduced",
     "deep_supervision_loss",
     "deep_supervision_loss_ref",
     "dense_backbone",
@@ -40,8 +47,12 @@ __all__ = [
     "muon_update_",
     "muon_update_ref_",
     "persistent_backbone",
+    "persistent_compilation",
+    "persistent_machine_obstacle",
     "persistent_obstacle_on",
     "pooled_supervision_loss",
     "pooled_supervision_loss_ref",
+    "reduce_images",
+    "reduced_sides",
     "resolve_impl",
 ]

@@ -1,10 +1,15 @@
 """AotCase: one kernel at one dtype, layout and configuration, to be compiled ahead of time."""
 
 import inspect
+import re
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
@@ -19,6 +24,7 @@ _TRITON_TYPES = {
     torch.int64: "i64",
 }
 
+_RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 
 # From 3.7 on Triton's launcher lists constants among the arguments with attributes, with none each.
 _CONSTANTS_HAVE_ATTRIBUTES = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)
@@ -95,6 +101,19 @@ def compile_case(case: AotCase, capability: int) -> CompiledKernel:
         target=GPUTarget("cuda", capability, 32),
         options=case.options,
     )
+
+
+def resources_of(cubin: bytes) -> tuple[int, int]:
+    """Return the registers a thread of a kernel takes, and the bytes that do not fit into them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    resources = _RESOURCES.search(listing)
+    assert resources, f"cuobjdump lists no resources: {listing}"
+    registers, stack, local = map(int, resources.groups())
+    return registers, stack + local
 
 
 def _type_of(value: Any) -> Any:

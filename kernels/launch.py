@@ -23,14 +23,18 @@ class Launch(NamedTuple):
     """stages of a pipelined loop; 3 is Triton's own default"""
     fp_fusion: bool = True
     """whether products and sums may be fused into one rounding"""
+    max_registers: int | None = None
+    """of a thread, where the compiler would take more; what does not fit then lies in memory"""
 
     @property
     def options(self) -> dict[str, Any]:
         """What the compiler is told, when the kernel runs and when it is compiled beforehand."""
+        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
         return {
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
             "enable_fp_fusion": self.fp_fusion,
+            **limit,
         }
 
     def run(self, device_of: Tensor) -> None:

@@ -29,6 +29,7 @@ _HOME = {
         "lsuv_",
         "prior_bias_",
         "rezero_",
+        "whiten_stem_",
         "xavier_",
     ),
     "lion_fast.kernels": (
@@ -61,7 +62,7 @@ _HOME = {
 }
 _MODULES = (
     *("arguments", "cli", "config", "data", "errors", "figures", "init", "kernels", "models"),
-    *("output", "places", "report", "study", "training"),
+    *("output", "places", "report", "resolutions", "study", "training"),
 )
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605

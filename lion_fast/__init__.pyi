@@ -32,6 +32,7 @@ from lion_fast.init import (
     lsuv_ as lsuv_,
     prior_bias_ as prior_bias_,
     rezero_ as rezero_,
+    whiten_stem_ as whiten_stem_,
     xavier_ as xavier_,
 )
 from lion_fast.kernels import (
@@ -75,6 +76,7 @@ from . import (
     output as output,
     places as places,
     report as report,
+    resolutions as resolutions,
     study as study,
     training as training,
 )

@@ -20,9 +20,10 @@ class _Unchecked(TrainConfig):
 class TrainArguments:
     """Train a network; report steps and seconds to the target accuracy."""
 
-    preset: Literal["quickstart", "paper", "fast"] | None = None
-    """Start from these settings: digits in a minute, the paper's run on CIFAR-10, or the paper's
-    run stopped at its target."""
+    preset: Literal["quickstart", "paper", "paper-cooled", "fast", "fast-v1"] | None = None
+    """Start from these settings: digits in a minute; the paper's run on CIFAR-10, at a constant
+    rate or cooled to zero; or the least computation to 70 %, by today's recipe or the one
+    before."""
     resume: Path | None = None
     """Go on with this run folder from its newest whole checkpoint."""
     quiet: bool = False
@@ -61,6 +62,8 @@ class PredictArguments:
     """Run folder."""
     images: tyro.conf.Positional[tuple[Path, ...]]
     """JPEG or PNG files."""
+    dataset: str | None = None
+    """Where the run's images lie now; refused if others lie there. Default: they are not needed."""
     device: str = "auto"
     """auto, cpu, cuda, or cuda:N."""
     json: bool = False
@@ -80,9 +83,10 @@ class StudyArguments:
     """Run a grid of runs with several seeds; started again, it runs only what is missing."""
 
     study: tyro.conf.Positional[str]
-    """quickstart, table1, table2, table6, headline, after_3000, table7, gradinit, figure1,
+    """quickstart, table1, table2, table6, headline, after_3000, cooled, table7, gradinit, figure1,
     proposition2, alpha, warmup, boundary, sensitivity, exits, reduced-boundary,
-    reduced-sensitivity, speedrun, speedrun_init, speedrun_bf16, muon_bf16, or a TOML file."""
+    reduced-sensitivity, speedrun, speedrun_init, speedrun_bf16, speedrun2, speedrun2_whole,
+    whitening, cooling, muon_bf16, or a TOML file."""
     seeds: tuple[int, ...] | None = None
     """Seeds of every variant, such as 42 123. Default: the study's."""
     jobs: int | None = None

@@ -5,10 +5,12 @@ Torch is imported only once a command runs, so that `--help` is instant.
 
 import difflib
 import errno
+import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 
 _Arguments = TypeVar("_Arguments")
+_LEAST_COLUMNS = 40
 
 
 def _parsed(
@@ -46,16 +49,34 @@ def _parsed(
 ) -> _Arguments:
     """Return what the command line says; raise UserError on a place that cannot be meant."""
     prog = f"lion-fast {command}"
-    if default is None:
-        parsed = tyro.cli(kind, args=arguments, prog=prog)
-    else:
-        parsed = tyro.cli(kind, args=arguments, default=default, prog=prog)
+    with _wide_enough():
+        if default is None:
+            parsed = tyro.cli(kind, args=arguments, prog=prog)
+        else:
+            parsed = tyro.cli(kind, args=arguments, default=default, prog=prog)
     for name, value in vars(parsed).items():
         if isinstance(value, Path):
             setattr(parsed, name, place(value))
         elif isinstance(value, tuple):
             setattr(parsed, name, tuple(place(v) if isinstance(v, Path) else v for v in value))
     return parsed
+
+
+@contextmanager
+def _wide_enough() -> Iterator[None]:
+    """Let tyro lay out its help in 40 columns at least; in one or two it would do so for ever."""
+    before = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns >= _LEAST_COLUMNS:
+        yield
+        return
+    os.environ["COLUMNS"] = str(_LEAST_COLUMNS)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -115,7 +136,13 @@ def _predict(arguments: Sequence[str]) -> int:
 
     from lion_fast.training.saved import Prediction, Unread, predict_each
 
-    each_of = predict_each(parsed.run, parsed.images, device=parsed.device, masks=parsed.masks)
+    each_of = predict_each(
+        parsed.run,
+        parsed.images,
+        device=parsed.device,
+        dataset=parsed.dataset,
+        masks=parsed.masks,
+    )
     told = list(each_of)
     if parsed.json:
         OUTPUT.say_json([each._asdict() for each in told])
@@ -282,7 +309,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code.
 
     0 done, 1 a run of a study failed or an image could not be read, 2 bad input, 128 + n ended by
-    signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 141 the reader of stdout has gone.
+    signal n: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1, 140 SIGUSR2, 141 the reader of
+    stdout has gone.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     guard_streams()

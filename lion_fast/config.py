@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeGuard, TypeVar, get_args, get_origin
 
 from lion_fast.errors import UserError
 from lion_fast.places import place
+from lion_fast.resolutions import Resolutions
 
 Arch = Literal["densenet_ds", "resnet_ds", "unet_ds"]
 Placement = Literal["side_tap", "residual"]
@@ -22,10 +23,13 @@ Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 BackboneName = Literal["auto", "fused", "persistent", "modules"]
 BatchNorm = Literal["global", "local"]
 OptimizerName = Literal["adamw", "muon", "sgd"]
-ScheduleName = Literal["constant", "linear"]
+ScheduleName = Literal["constant", "linear", "cosine"]
+NumWorkers = int | Literal["auto"]
 # Spelled again in kernels/dispatch.py, which must not import this package; a test holds the two
 # together.
 Impl = Literal["auto", "triton", "torch"]
+
+AUTO_WORKERS = 2
 
 Role = Literal["numbers", "execution", "housekeeping"]
 _Value = TypeVar("_Value")
@@ -99,6 +103,9 @@ class TrainConfig:
     """Channels of the first stage of unet_ds; each coarser stage doubles them."""
     init: Init = numbers("lion_dg")
     """Weight initialisation; lion_dg zeroes the auxiliary heads and He-initialises the rest."""
+    whiten: int = numbers(0)
+    """Filters of the stem that start as the whitening of the training images' patches, whatever
+    init sets; 0 is none."""
 
     head_bias: HeadBias = numbers("zero")
     """Biases of the auxiliary heads at first: zero, as every initialisation leaves them, or prior,
@@ -128,14 +135,16 @@ class TrainConfig:
     muon_weight_decay: float = numbers(0.0)
     """Muon decoupled weight decay."""
     schedule: ScheduleName = numbers("constant")
-    """Course of all learning rates: constant, or a linear warm-up and cool-down."""
+    """Course of all learning rates: constant, or a linear warm-up and a linear or cosine
+    cool-down."""
     lr_warmup_steps: int = numbers(0)
-    """With schedule linear: steps in which the rates rise to their full values."""
+    """With schedule linear or cosine: steps in which the rates rise to their full values."""
     lr_cooldown_steps: int = numbers(0)
-    """With schedule linear: steps after the warm-up in which the rates fall to lr_floor; 0 keeps
-    them full."""
+    """With schedule linear or cosine: steps after the warm-up in which the rates fall to lr_floor;
+    0 keeps them full."""
     lr_floor: float = numbers(0.0)
-    """With schedule linear: share of the rates that is left when they have cooled down."""
+    """With schedule linear or cosine: share of the rates that is left when they have cooled down.
+    """
     batch_size: int = numbers(128)
     """Images per step."""
     batch_norm: BatchNorm = numbers("global")
@@ -148,6 +157,10 @@ class TrainConfig:
     """Steps to train at most."""
     crop_padding: int = numbers(0)
     """Pixels of zero padding for random crops; 0 turns crops off, as in the paper."""
+    resolutions: str = numbers("")
+    """Smaller images to begin with, as pixels:steps, such as 16:250,24:100: 250 steps at 16x16
+    pixels, 100 at 24x24, then the images' own size, at which alone the target counts. Of 32 pixels
+    16, 24, 28, 30 and 31 can be had. Default: none."""
 
     target_accuracy: float = numbers(0.70)
     """Training accuracy, as a fraction, whose first crossing is timed."""
@@ -181,8 +194,9 @@ class TrainConfig:
     """With engine graph: training steps captured in one CUDA graph."""
     steps_per_run: int = execution(16)
     """With loader dali: steps' worth of images that one pipeline run delivers."""
-    num_workers: int = execution(2)
-    """With loader workers: DataLoader worker processes; with loader dali: CPU threads."""
+    num_workers: NumWorkers = execution(2)
+    """With loader workers: DataLoader worker processes; with loader dali: CPU threads. auto is 2,
+    and fewer or no processes where shared memory has no room for their batches."""
 
     eval_every: int = execution(0)
     """Steps between validations; 0 validates once, at the end."""
@@ -196,7 +210,8 @@ class TrainConfig:
     out: Path = housekeeping(Path("runs"))
     """Folder in which the run folder is made."""
     rendezvous_timeout: float = housekeeping(600.0)
-    """Where several processes share a run: seconds to wait for all of them to start."""
+    """Where several processes share a run: seconds to wait for all of them to start, and in a step
+    for those that no longer answer."""
     tensorboard: bool = housekeeping(False)
     """Also write TensorBoard event files to the run folder."""
 
@@ -205,16 +220,18 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             value = _typed(field, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
+        resolutions = Resolutions.parse(self.resolutions)
+        resolutions.check_length(self.max_steps)
+        object.__setattr__(self, "resolutions", str(resolutions))
         place(self.dataset)  # kept as it was typed, which tells the runs of a study apart
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= least):
+            if _is_number(value) and not (math.isfinite(value) and value >= least):
                 raise UserError(
                     f"{name} is {value}: it must be a finite number of at least {least}"
                 )
-        for name, most in _MOST.items():
-            value = getattr(self, name)
-            if value is not None and value > most:
+            most = _MOST.get(name, _MOST_WHOLE if isinstance(value, int) else _MOST_REAL)
+            if _is_number(value) and value > most:
                 raise UserError(f"{name} is {value}: it must be at most {most}")
         if not 0 < self.target_accuracy <= 1:
             raise UserError(
@@ -231,7 +248,14 @@ class TrainConfig:
             raise UserError(f"muon_momentum is {self.muon_momentum}: it must be below 1")
         for name in ("lr_warmup_steps", "lr_cooldown_steps", "lr_floor"):
             if self.schedule == "constant" and getattr(self, name):
-                raise UserError(f"{name} is of schedule linear, and schedule is constant: drop one")
+                raise UserError(
+                    f"{name} is of schedule linear or cosine, and schedule is constant: drop one"
+                )
+
+    @property
+    def most_workers(self) -> int:
+        """Worker processes or threads where nothing keeps them from running."""
+        return AUTO_WORKERS if self.num_workers == "auto" else self.num_workers
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values (paths become strings)."""
@@ -286,6 +310,11 @@ def fields_of(role: Role) -> frozenset[str]:
 _WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether a field that may be None or a word has a number."""
+    return isinstance(value, int | float)
+
+
 def _typed(field: "dataclasses.Field[Any]", value: Any) -> Any:
     """Return `value` as the type of its field; raise UserError where it is of another."""
     if get_origin(field.type) is Literal:
@@ -296,7 +325,9 @@ def _typed(field: "dataclasses.Field[Any]", value: Any) -> Any:
     types = get_args(field.type) or (field.type,)
     if value is None and NoneType in types:
         return None
-    wanted = types[0]
+    wanted, words = types[0], [word for kind in types[1:] for word in get_args(kind)]
+    if isinstance(value, str) and value in words:
+        return value
     if wanted is bool and isinstance(value, bool):
         return value
     # A bool is an int to Python; numpy's numbers are Integral and Real.
@@ -308,7 +339,7 @@ def _typed(field: "dataclasses.Field[Any]", value: Any) -> Any:
         return place(value)
     if wanted is str and isinstance(value, str | Path):
         return str(value)
-    described = _WANTED.get(wanted, "a path")
+    described = " or ".join([_WANTED.get(wanted, "a path"), *words])
     raise UserError(f"{field.name} is {value!r}: it must be {described}")
 
 
@@ -320,6 +351,7 @@ _LEAST: dict[str, float] = {
     "base_width": 1,
     "unet_width": 1,
     "dice": 0,
+    "whiten": 0,
     "aux_weight": 0,
     "aux_warmup_steps": 0,
     "label_smoothing": 0,
@@ -347,9 +379,19 @@ _LEAST: dict[str, float] = {
     "rendezvous_timeout": 1,
 }
 
-# Torch's and numpy's generators take a seed of 63 bits; an image of more pixels than 4096x4096 is
-# 50 MB, and a batch of them no network here can be meant to see.
-_MOST: dict[str, int] = {"seed": 2**63 - 1, "image_size": 4096, "num_workers": 1024, "lr_floor": 1}
+# An image of more pixels than 4096x4096 is 50 MB, and a batch of them no network here can be meant
+# to see; nor are layers beyond these numbers meant, which would be built for hours.
+_MOST: dict[str, int] = {
+    "image_size": 4096,
+    "crop_padding": 4096,
+    "growth_rate": 4096,
+    "block_layers": 1000,
+    "base_width": 4096,
+    "num_workers": 1024,
+    "lr_floor": 1,
+}
+# What torch's counters and generators take, and what a weight of float32 holds.
+_MOST_WHOLE, _MOST_REAL = 2**63 - 1, 1e38
 
 # Fields that earlier versions wrote, with the one value that means what a run does today.
 REMOVED: dict[str, object] = {"fewer_launches": False}
@@ -358,8 +400,25 @@ REMOVED: dict[str, object] = {"fewer_launches": False}
 # lie, which are known by their fingerprint.
 FREE_ON_RESUME = fields_of("housekeeping") | fields_of("execution") | {"max_steps", "dataset"}
 
+_FAST_V1 = TrainConfig(
+    dataset="cifar10",
+    init="he",
+    aux_weight=0.1,
+    optimizer="muon",
+    weight_decay=0.0,
+    muon_lr=0.04,
+    schedule="linear",
+    lr_cooldown_steps=600,
+    lr_floor=0.1,
+    cpu_bf16=True,
+    stop_at_target=True,
+    checkpoint_every=0,
+)
+
 PRESETS: dict[str, TrainConfig] = {
     "paper": TrainConfig(dataset="cifar10"),
+    # For final accuracies; the paper tells no schedule.
+    "paper-cooled": TrainConfig(dataset="cifar10", schedule="linear", lr_cooldown_steps=3000),
     "quickstart": TrainConfig(
         dataset="digits",
         lr=5e-4,
@@ -369,18 +428,9 @@ PRESETS: dict[str, TrainConfig] = {
         stop_at_target=True,
         log_every=20,
     ),
-    "fast": TrainConfig(
-        dataset="cifar10",
-        init="he",
-        aux_weight=0.1,
-        optimizer="muon",
-        weight_decay=0.0,
-        muon_lr=0.04,
-        schedule="linear",
-        lr_cooldown_steps=600,
-        lr_floor=0.1,
-        cpu_bf16=True,
-        stop_at_target=True,
-        checkpoint_every=0,
+    "fast": dataclasses.replace(
+        _FAST_V1, whiten=24, resolutions="16:200,24:150", muon_lr=0.06, muon_momentum=0.9
     ),
+    # What fast was before, for one version, so that figures can be set side by side.
+    "fast-v1": _FAST_V1,
 }

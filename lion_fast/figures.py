@@ -6,7 +6,7 @@ where it is drawn rather than in a legend.
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from itertools import chain
@@ -125,6 +125,15 @@ def clean(axis: "Axes", title: str = "", grid: Literal["x", "y", "both"] | None 
     axis.set_axisbelow(True)
     if grid:
         axis.grid(axis=grid, color=PALE, linewidth=0.5, alpha=0.7)
+
+
+def mark_sizes(axis: "Axes", changes: Mapping[int, str], color: str = INK) -> None:
+    """Mark, at the top, from which step on images are of another size, in words."""
+    top = axis.get_xaxis_transform()
+    for step, words in changes.items():
+        axis.axvline(step, color=color, linewidth=0.8, linestyle=":")
+        axis.annotate(words, (step, 1), (3, -9), xycoords=top, textcoords="offset points",
+                      fontsize=7, color=color)  # fmt: skip
 
 
 def bars(

@@ -6,6 +6,7 @@ ends a run, or is a traceback. Imports nothing heavy.
 
 import errno
 import json
+import math
 import os
 import sys
 from typing import Any, TextIO
@@ -43,7 +44,7 @@ class Output:
 
     def say_json(self, value: Any) -> None:
         """Print `value` for a program, as one line of JSON in ASCII."""
-        self.say(json.dumps(value))
+        self.say(exact_json(value))
 
     @property
     def is_terminal(self) -> bool:
@@ -61,6 +62,21 @@ class Output:
     def reader_has_gone(self) -> bool:
         """Whether lines were lost because nobody reads them any more."""
         return self.loss is not None and self.loss.errno in _GONE
+
+
+def exact_json(value: Any, indent: int | None = None) -> str:
+    """Return `value` as JSON that every program reads, in ASCII: what is not finite is null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
 
 
 OUTPUT = Output()

@@ -8,9 +8,12 @@ from lion_fast.errors import UserError
 def place(typed: Path | str) -> Path:
     """Return the path that `typed` means: `~` and `~name` are homes, all else is as it stands.
 
-    Raises UserError where there is no such home. A shell expands `~` only where a word begins.
+    Raises UserError where there is no such home, and on a NUL, which no path has. A shell expands
+    `~` only where a word begins.
     """
     path = Path(typed)
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r} holds a NUL character: give the path without")
     try:
         return path.expanduser()
     except RuntimeError:

@@ -42,6 +42,11 @@ def test_every_op_lists_cases_in_every_dtype_and_layout():
         assert any(f"heads classify 3 taps channels_last K {num_classes} " in n for n in names)
 
 
+def test_no_case_is_compiled_twice():
+    whole = {repr((case.kernel.fn.__name__, case._replace(name="", kernel=None))) for case in CASES}
+    assert len(whole) == len(CASES)
+
+
 def test_a_case_compiles_with_the_options_its_launch_runs_with():
     launched = {}
 
@@ -82,11 +87,11 @@ def test_no_integer_argument_is_specialised_on_the_value_one_or_a_multiple_of_si
 
 
 VISIBLE = """
-from lion_fast.kernels.aot import CAPABILITIES, CASES, compile_case
+from lion_fast.kernels.aot import CASES, compile_case
 for case in CASES:
     if case.name.startswith(("heads classify 3 taps contiguous K 10 fp32 B 128",
                              "heads classify 3 pooled fp32 K 10 fp32")):
-        for capability in CAPABILITIES:
+        for capability in (70, 90):
             ptx = compile_case(case, capability).asm["ptx"]
             lines = [line.strip() for line in ptx.splitlines()]
             (count,) = [i for i, line in enumerate(lines) if "atom.global" in line]
@@ -103,7 +108,7 @@ for case in CASES:
 def test_partial_sums_are_ordered_before_the_count_and_read_past_the_l1_cache():
     finished = run_python("-c", VISIBLE)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("checked") == 2 * len(CAPABILITIES)
+    assert finished.stdout.count("checked") == 4
 
 
 UNALIGNED = """
@@ -126,11 +131,11 @@ def test_every_kernel_also_compiles_for_tensors_that_start_anywhere():
     assert len(lines) == 12 and all(line.endswith("good") for line in lines), finished.stdout
 
 
-def test_pool_kernels_compile_for_every_target_without_spills_or_tensor_cores():
-    finished = check("--json", "--match", "pool 3 taps fp16")
+def test_pool_kernels_compile_without_spills_or_tensor_cores():
+    finished = check("--json", "--match", "pool 3 taps fp16", "--capability", "75", "90")
     assert finished.returncode == 0, finished.stderr
     rows = [json.loads(line) for line in finished.stdout.splitlines()]
-    assert [row["capability"] for row in rows] == [*CAPABILITIES] * 2
+    assert [row["capability"] for row in rows] == [75, 90] * 2
     for row in rows:
         assert row["error"] == "" and row["spilled_bytes"] == row["tensor_core"] == 0
         assert 16 <= row["registers"] <= 128 and 0 < row["shared_bytes"] < 48 * 1024
@@ -138,6 +143,7 @@ def test_pool_kernels_compile_for_every_target_without_spills_or_tensor_cores():
 
 # The fused backbone's take minutes: bench/results/aot.txt has them, test_dense_kernels_plan two.
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("op", ["heads", "augment", "muon"])
 def test_every_kernel_compiles_for_every_target_and_none_spills(op):
     finished = check("--match", op)
@@ -145,7 +151,10 @@ def test_every_kernel_compiles_for_every_target_and_none_spills(op):
     for case in (case for case in CASES if op in case.name):
         (row,) = [line for line in finished.stdout.splitlines() if line.startswith(case.name + " ")]
         shipped = [c for c in CAPABILITIES if c >= case.min_capability]
-        assert row.count("/0/0") == len(shipped), row
+        cells = [cell.split("/") for cell in row.split() if cell.count("/") == 3]
+        assert len(cells) == len(shipped) and all(spilled == "0" for _, _, spilled, _ in cells), row
+        on_tensor_cores = "tensor cores" in case.name
+        assert all((mma != "0") == on_tensor_cores for *_, mma in cells), row
 
 
 BAD_KERNELS = """

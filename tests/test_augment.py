@@ -4,7 +4,9 @@ import torch
 from gpu_waits import waits_refused
 from torchvision.transforms.v2 import functional as TF
 
-from lion_fast.kernels import augment, augment_batch, augment_batch_ref
+from lion_fast.kernels import augment_batch, augment_batch_ref, reduce_images
+from lion_fast.kernels.augment import op
+from lion_fast.kernels.augment.aot import AOT_CASES
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 CUDA = torch.cuda.is_available()
@@ -79,6 +81,37 @@ def test_kernel_equals_reference_to_the_bit_and_both_are_rounded_truth(
     for result in ours, stock:
         assert result.dtype == dtype
         assert result.is_contiguous(memory_format=LAYOUTS[channels_last])
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, bf16])
+@pytest.mark.parametrize(
+    "full, side, padding",
+    [(32, 16, 0), (32, 24, 0), (32, 24, 4), (16, 12, 2), (9, 6, 1), (8, 7, 0), (8, 8, 2)],
+)
+def test_kernel_reduces_as_the_reference_to_the_bit(
+    full, side, padding, dtype, channels_last, poisoned_memory
+):
+    images, labels = make_set(full, full)
+    indices, flips, crops = make_plan(5, padding=padding)
+    setting = dict(padding=padding, channels_last=channels_last)
+    whole, _ = augment_batch_ref(images, labels, indices, flips, MEAN, STD, crops=crops, **setting)
+
+    results = []
+    for impl, device in (("torch", "cpu"), ("triton", DEVICE)):
+        data = [None if t is None else t.to(device) for t in (images, labels, indices, flips)]
+        results.append(
+            augment_batch(
+                *data, MEAN, STD, crops=None if crops is None else crops.to(device),
+                out_dtype=dtype, side=side, impl=impl, **setting,
+            )
+        )  # fmt: skip
+
+    for batch, batch_labels in results:
+        assert batch.shape == (5, 3, side, side) and batch.dtype == dtype
+        assert torch.equal(batch.cpu(), reduce_images(whole, side).to(dtype))
+        assert torch.equal(batch_labels.cpu(), labels[indices.long()])
+        assert batch.is_contiguous(memory_format=LAYOUTS[channels_last])
 
 
 @pytest.mark.parametrize("padding", [0, 4])
@@ -203,10 +236,14 @@ def test_op_passes_opcheck(planned):
     shape = (2, 3) if planned else (3,)
     indices, flips, crops = on_device(*make_plan(*shape, padding=2))
     step = torch.tensor(1, device=DEVICE) if planned else None
-    for dtype, channels_last in [(torch.float32, True), (torch.float16, False)]:
+    cases = [
+        (torch.float32, True, None), (torch.float16, False, None), (torch.float16, True, 4),
+        (torch.float32, False, 6),
+    ]  # fmt: skip
+    for dtype, channels_last, side in cases:
         torch.library.opcheck(
             torch.ops.lion_fast.augment_batch.default,
-            (images, labels, indices, flips, MEAN, STD, crops, 2, step, dtype, channels_last),
+            (images, labels, indices, flips, MEAN, STD, crops, 2, step, dtype, channels_last, side),
         )
 
 
@@ -227,7 +264,7 @@ def test_op_compiles_as_one_graph(impl):
 
 
 def test_impl_auto_never_interprets_the_kernel_on_the_cpu(monkeypatch):
-    monkeypatch.setattr(augment, "_augment_batch_op", None)
+    monkeypatch.setattr(op, "_augment_batch_op", None)
     data = (*make_set(), *make_plan(3)[:2])
     augment_batch(*data, MEAN, STD)
     with pytest.raises((TypeError, ValueError)):  # the latter where there is no interpreter
@@ -260,6 +297,7 @@ STEP = torch.tensor(0)
         ({"step": STEP.int()}, "step is .* torch.int64"),
         ({"mean": (0.5,)}, "three floats each"),
         ({"std": (0.5, 0.0, 0.5)}, "std not zero"),
+        ({"side": 5}, "5 pixels of 8: images of this size are reduced to 4, 6, 7"),
         ({"out_dtype": torch.float64}, "out_dtype is torch.float64"),
         ({"impl": "cuda"}, "impl is 'cuda'"),
     ],
@@ -275,12 +313,15 @@ def test_bad_arguments_are_named(change, message, impl):
 
 
 def test_ahead_of_time_cases_cover_every_dtype_and_layout_and_every_argument():
-    kinds = {
-        (case.signature["images_out"], case.constexprs["CHANNELS_LAST"])
-        for case in augment.AOT_CASES
-    }
+    kinds = {(case.signature["images_out"], case.constexprs["CHANNELS_LAST"]) for case in AOT_CASES}
     assert kinds == {(f"*{t}", last) for t in ("fp32", "fp16", "bf16") for last in (True, False)}
-    for case in augment.AOT_CASES:
+    reduced = {
+        (case.constexprs["HEIGHT_OUT"], case.constexprs["KEPT"], case.signature["images_out"])
+        for case in AOT_CASES
+    }
+    trained = {(*size, f"*{t}") for size in ((16, 1), (24, 3)) for t in ("fp32", "fp16", "bf16")}
+    assert trained <= reduced
+    for case in AOT_CASES:
         assert [*case.signature, *case.constexprs] == case.kernel.arg_names
 
 

@@ -189,8 +189,9 @@ def test_a_disabled_benchmark_runs_every_function_once():
 
 
 BENCHMARKS = """
-import time
 import torch
+
+from support import harness
 
 ROW = dict(op="copy", impl="torch", shape="N1000", dtype="float32", mode="forward")
 
@@ -198,8 +199,14 @@ def test_time(bench):
     sets = [(torch.rand(1000), torch.rand(1000)) for _ in range(3)]
     bench.time(lambda a, b: a.copy_(b), sets, rounds=5, seed=7, **ROW)
 
-def test_compare(bench):
-    functions = {"slow": lambda: time.sleep(6e-3), "fast": lambda: time.sleep(3e-3)}
+def test_compare(bench, monkeypatch):
+    now = [0.0]  # no machine's: what a busy one adds would be in the ratio
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: now[0])
+
+    def nap(seconds):
+        return lambda: now.append(now.pop() + seconds)
+
+    functions = {"slow": nap(6e-3), "fast": nap(3e-3)}
     samples = bench.compare(functions, rounds=5, **ROW)
     bench.record_ratio(samples, "slow", "fast", bound=0.03)
 """
@@ -276,9 +283,9 @@ def test_rows_carry_their_setting_and_a_regression_fails(tmp_path):
     assert 1e-8 < time_row["stats"]["median"] < 1e-3
     assert time_row["stats"]["rounds"] == 5
     (ratio,) = compare_row["extra_info"]["ratios"]
-    assert ratio["a"] == "slow" and 1.5 < ratio["median_ratio"] < 2.5
-    assert ratio["low"] <= ratio["median_ratio"] <= ratio["high"]
-    assert compare_row["stats"]["median"] == pytest.approx(6e-3, rel=0.5)
+    assert ratio["a"] == "slow" and ratio["median_ratio"] == pytest.approx(2)
+    assert ratio["low"] == pytest.approx(2) == ratio["high"]
+    assert compare_row["stats"]["median"] == pytest.approx(6e-3)
     assert torch.__version__.startswith(results["machine_info"]["torch"])
     assert "node" not in results["machine_info"]
 

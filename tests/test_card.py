@@ -68,7 +68,7 @@ def findings(tmp_path):
     def run(stages, seconds=20):
         program = FAKES.format(bench=str(BENCH), seconds=seconds, stages=stages)
         command = [sys.executable, "-c", program, str(tmp_path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         lines = (tmp_path / "card.jsonl").read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]

@@ -78,7 +78,7 @@ def test_ratios_are_computed_from_rounds_where_rounds_were_written(folder):
 def test_a_run_that_never_got_there_is_counted_and_has_no_mean(folder):
     run = {"stage": "runs", "recipe": "fast", "init": "he", "setup": 0.1, "val": 0.7, "ms": 1.0}
     found = [run | {"seed": s, "steps": n, "seconds": n} for s, n in ((1, 400), (2, None))]
-    assert cells(cards_page([folder(*found)]), "| preset fast")[2:4] == ["2", "1 of 2 runs"]
+    assert cells(cards_page([folder(*found)]), "| preset fast-v1")[2:4] == ["2", "1 of 2 runs"]
 
 
 @pytest.mark.parametrize("text", ["", "{'stage': 1}\n", "[1]\n"])

@@ -169,7 +169,7 @@ def test_a_reader_that_leaves_or_a_full_disk_behind_stdout_costs_no_run(run_in):
     os.read(reading, 1)
     os.close(reading)
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)
         assert (process.returncode, errors) == (0, "")
     stored = [json.loads(path.read_text())["steps"] for path in out.glob("*/summary.json")]
     assert stored == [30, 30]
@@ -383,7 +383,7 @@ def test_ctrl_c_saves_and_exits_130(run_in, loader):
         if line.split()[0] == "3":  # the third step's log line
             break
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 130, errors
     (run,) = out.iterdir()
     assert f"--resume {run}" in output

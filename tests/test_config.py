@@ -40,6 +40,11 @@ def test_strings_serve_as_paths_and_whole_numbers_as_floats():
     assert [type(value) for value in (config.lr, config.seed)] == [float, int]
 
 
+def test_workers_are_a_number_or_left_to_the_loader():
+    assert TrainConfig().most_workers == TrainConfig(num_workers="auto").most_workers == 2
+    assert TrainConfig(num_workers=5).most_workers == 5
+
+
 def test_every_field_states_its_role():
     roles = {field.name: field.metadata["role"] for field in dataclasses.fields(TrainConfig)}
     assert set(roles.values()) == set(get_args(config_module.Role))
@@ -73,6 +78,14 @@ def test_a_config_that_is_no_table_is_refused(values):
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, "seed is 9223372036854775808: it must be at most"),
         ({"image_size": 1_000_000}, "image_size is 1000000: it must be at most 4096"),
+        ({"max_steps": 10**30}, "it must be at most 9223372036854775807"),
+        ({"aux_warmup_steps": 10**30}, "it must be at most 9223372036854775807"),
+        ({"aux_weight": 1e308}, "aux_weight is 1e+308: it must be at most 1e+38"),
+        ({"muon_lr": 1e308}, "muon_lr is 1e+308: it must be at most 1e+38"),
+        ({"growth_rate": 10**9}, "growth_rate is 1000000000: it must be at most 4096"),
+        ({"block_layers": 10**9}, "block_layers is 1000000000: it must be at most 1000"),
+        ({"base_width": 10**9}, "base_width is 1000000000: it must be at most 4096"),
+        ({"crop_padding": 10**9}, "crop_padding is 1000000000: it must be at most 4096"),
         ({"max_steps": 10.5}, "max_steps is 10.5: it must be a whole number"),
         ({"max_steps": None}, "max_steps is None: it must be a whole number"),
         ({"seed": True}, "seed is True: it must be a whole number"),
@@ -83,6 +96,9 @@ def test_a_config_that_is_no_table_is_refused(values):
         ({"dataset": 7}, "dataset is 7: it must be a string"),
         ({"out": None}, "out is None: it must be a path"),
         ({"init": ["he"]}, "init is ['he']: take one of"),
+        ({"num_workers": "two"}, "num_workers is 'two': it must be a whole number or auto"),
+        ({"num_workers": -1}, "num_workers is -1: it must be a finite number of at least 0"),
+        ({"num_workers": 1025}, "num_workers is 1025: it must be at most 1024"),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_named(values, words):

@@ -20,6 +20,7 @@ PROGRESS = Progress(
 )
 SUMMARY = {
     "target_accuracy": 0.7,
+    "config": {"resolutions": ""},
     "steps_to_target": None,
     "seconds_to_target": None,
     "val_accuracy": 0.5,

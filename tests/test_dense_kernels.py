@@ -37,6 +37,7 @@ pytestmark = [
 
 SMALL = Setting()
 TINY = Setting(batch=1, stem_channels=8)
+OF_A_RUN = Setting(batch=128, height=32, width=32, block_layers=6, channels_last=True)
 SETTINGS = {
     "one layer": SMALL,
     "two layers, padded stem, channels_last": Setting(
@@ -201,9 +202,7 @@ def test_statistics_keep_their_digits_where_the_mean_is_a_thousand_deviations(pa
 @needs_gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_at_the_sizes_of_a_run_gradients_lie_no_farther_from_fp64_than_autocast_s(dtype):
-    setting = Setting(
-        batch=128, height=32, width=32, block_layers=6, channels_last=True, dtype=dtype
-    )  # fmt: skip
+    setting = OF_A_RUN._replace(dtype=dtype)
     truth, stock = modules_run(setting, torch.float64), modules_run(setting, dtype)
     ours = kernels_run(setting)
     assert max(relative_errors(ours.pooled, truth.pooled)) < 5e-3
@@ -218,9 +217,7 @@ def test_at_the_sizes_of_a_run_gradients_lie_no_farther_from_fp64_than_autocast_
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_beside_a_busy_stream_forty_runs_give_the_same_bits(dtype):
     """Programs then meet in another order, which no sum may depend on."""
-    setting = Setting(
-        batch=128, height=32, width=32, block_layers=6, channels_last=True, dtype=dtype
-    )  # fmt: skip
+    setting = OF_A_RUN._replace(dtype=dtype)
     first, side = kernels_run(setting), torch.cuda.Stream()
     noise = torch.randn(4096, 4096, device=DEVICE)
     for i in range(40):

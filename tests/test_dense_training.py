@@ -224,6 +224,8 @@ def test_a_label_for_pixels_and_one_for_images_are_told_apart(root, tmp_path, st
         train(config_of(stripes, tmp_path))
     with pytest.raises(UserError, match="trains on whole batches, not on 4 parts"):
         train(config_of(root, tmp_path, virtual_shards=4))
+    with pytest.raises(UserError, match="resolutions has 8:2, .*: masks are not reduced"):
+        train(config_of(root, tmp_path, resolutions="8:2"))
     with pytest.raises(UserError, match="loader workers delivers a label an image"):
         train(config_of(root, tmp_path, loader="workers"))
 

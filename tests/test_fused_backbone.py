@@ -275,6 +275,18 @@ def test_auto_takes_the_modules_for_what_the_kernels_are_not_for(gpu):
         fit_backbone("fused", resolved, ours, (28, 28), 128)
 
 
+def test_smaller_images_that_the_kernels_have_no_plan_for_train_by_the_modules(gpu):
+    gpu((9, 0))
+    for asked in ("auto", "fused"):
+        resolved = resolve(TrainConfig(backbone=asked))
+        fitted = fit_backbone(asked, resolved, densenet_ds(), (32, 32), 128, sides=[16, 24])
+        assert fitted.backbone == "fused" and list(fitted.modules_at) == [24]
+        assert (
+            "backbone modules at 24 pixels: images of 24x24: they take sides of 16, 32 or 64"
+            in (remarks(asked, fitted))
+        )
+
+
 def test_doctor_says_which_backbone_auto_takes_and_why():
     (line,) = [line for line in doctor() if line.strip().startswith("backbone")]
     assert line.split()[:2] == ["backbone", resolve(TrainConfig()).backbone]

@@ -44,6 +44,7 @@ def test_is_as_exact_as_torch(batch_size, num_classes, taps, label_smoothing, me
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(

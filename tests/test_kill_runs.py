@@ -12,6 +12,7 @@ HERE = Path(kill_runs.__file__).parent
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_runs_and_studies_killed_at_random_moments_end_as_if_never_interrupted():
     command = [sys.executable, "kill_runs.py", "--kills", "5", "--studies", "1", "--seed", "1"]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=600)

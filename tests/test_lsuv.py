@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from photographs import photographs, seeded
 from torch import nn
 
 from lion_fast.errors import UserError
@@ -16,16 +17,6 @@ MODELS = {
     "residual": lambda: resnet_ds(placement="residual", base_width=8),
 }
 every_model = pytest.mark.parametrize("build", MODELS.values(), ids=list(MODELS))
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def photographs(size=256, side=8):
-    """Return images with the uneven spectrum and offset of real ones."""
-    noise = torch.randn(size, 3, side, side, generator=seeded(1))
-    return 2 * noise.cumsum(2).cumsum(3) / side + 0.3
 
 
 def first_output_variances(model, images):

@@ -41,6 +41,7 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_validation_evaluation_and_probes_stay_below_the_peak_of_training(large, tmp_path):
     peaks = {}
     for part in ("train", "whole", "probe", "eval"):
@@ -52,3 +53,31 @@ def test_validation_evaluation_and_probes_stay_below_the_peak_of_training(large,
     # The same part's peak differs by up to 5 % from one process to the next, as blocks of memory
     # come to lie; validation in batches of its own size takes 1.6 times training's and more.
     assert max(peaks.values()) < 1.1 * peaks["train"], peaks
+
+
+# As `lion-fast train --preset paper`, but short, and with CIFAR-10's sizes instead of its images.
+PAPER = """
+import sys
+from dataclasses import replace
+import numpy as np
+import torch
+from lion_fast.config import PRESETS
+from lion_fast.training import train
+from lion_fast.training.machine.environment import peak_memory_mib
+dataset, out = sys.argv[1:]
+rng = np.random.default_rng(0)
+x = rng.integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
+y = np.arange(len(x)) % 10
+np.savez(dataset, x_train=x, y_train=y, x_test=x[:256], y_test=y[:256])
+del x
+train(replace(PRESETS["paper"], dataset=dataset, max_steps=2, window=2, device="cpu", out=out))
+print(peak_memory_mib(torch.device("cpu")))
+"""
+
+
+@pytest.mark.slow
+def test_the_papers_run_on_a_cpu_stays_below_two_gib(tmp_path):
+    command = [sys.executable, "-c", PAPER, str(tmp_path / "cifar.npz"), str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 2048

@@ -5,11 +5,14 @@ from functools import partial
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import given, settings, strategies as st
 from triton.runtime import interpreter
 
 from lion_fast.kernels import muon_update_, muon_update_ref_
-from lion_fast.kernels.muon.launch import MAX_ROWS
+from lion_fast.kernels.muon.halves import _halves, _product
+from lion_fast.kernels.muon.launch import MAX_ROWS, muon_launch
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -59,6 +62,46 @@ def test_equals_the_textbook_in_fp64(impl, momentum, weight_decay):
     exact = truth(tensors, lr=1.0, **options)
     muon_update_(*tensors, rate(1.0), impl=impl, **options)
     assert_close(tensors, exact, 1.0, slack=2e-5)
+
+
+@pytest.mark.parametrize("tensor_cores", [False, True])
+def test_both_ways_through_the_kernel_give_the_textbook_s_numbers(tensor_cores):
+    matrices = make([(8, 216), (24, 27), (42, 84), (64, 9), (9, 64)])
+    exact = truth(matrices, lr=1.0)
+    muon_launch(*matrices, rate(1.0), 0.95, 0.0, tensor_cores).run(device_of=matrices[0][0])
+    assert_close(matrices, exact, 1.0, slack=2e-5)
+
+
+@pytest.mark.parametrize("size", [1e-7, 1e10])
+def test_gradients_of_any_size_are_orthogonalised_alike(size):
+    tensors = make([(8, 24, 3, 3), (42, 84, 1, 1)])
+    for tensor in tensors[1] + tensors[2]:
+        tensor.mul_(size)
+    exact = truth(tensors, lr=1.0)
+    muon_update_(*tensors, rate(1.0), impl="triton")
+    assert_close(tensors, exact, 1.0, slack=2e-5)
+
+
+@triton.jit
+def product_kernel(a, b, out, N: tl.constexpr, SCALE: tl.constexpr):
+    n = tl.arange(0, N)
+    cell = n[:, None] * N + n[None, :]
+    a_high, a_low = _halves(tl.load(a + cell), SCALE)
+    b_high, b_low = _halves(tl.load(b + cell), SCALE)
+    product = _product(a_high, a_low, b_high, b_low)
+    tl.store(out + cell, product * (1.0 / (SCALE * SCALE)))
+
+
+@pytest.mark.parametrize("smallest", [1.0, 1e-3])
+def test_a_product_of_halves_has_the_error_of_fp32(smallest):
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 64, 64, generator=generator).to(DEVICE)
+    a *= torch.logspace(math.log10(smallest), 0, 64, device=DEVICE)[:, None]
+    out = torch.empty_like(a)
+    product_kernel[(1,)](a, b, out, 64, 64.0, num_warps=4)
+    exact = a.double() @ b.double()
+    size = a.double().abs() @ b.double().abs()
+    assert ((out - exact).abs() <= 2**-22 * size + 64 * 2**-31 * b.abs().max()).all()
 
 
 def test_in_fp64_the_gram_matrix_gives_the_textbook_s_numbers():

@@ -158,6 +158,17 @@ def test_a_linear_schedule_rises_falls_and_stays():
     assert Own().lr_factors(TrainConfig(), torch.device("cpu")) is None
 
 
+def test_a_cosine_falls_slowly_at_both_ends_and_meets_the_line_halfway():
+    config = TrainConfig(schedule="linear", lr_cooldown_steps=10, lr_floor=0.2)
+    line = [rate_factor(config, step) for step in range(12)]
+    config = dataclasses.replace(config, schedule="cosine")
+    cosine = [rate_factor(config, step) for step in range(12)]
+    assert (cosine[0], line[0]) == (1.0, 1.0)
+    assert cosine[10:] == line[10:] == pytest.approx([0.2, 0.2])
+    assert cosine[5] == pytest.approx(line[5])
+    assert cosine[2] > line[2] and cosine[8] < line[8]
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_a_scheduled_run_resumes_bit_for_bit(optimizer, tmp_path):
     config = dataclasses.replace(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lion_fast.output import OUTPUT, Output, complain, say
+from lion_fast.cli import main
+from lion_fast.output import OUTPUT, Output, complain, exact_json, say
 from lion_fast.training.screen.console import Live, Plain, make_console
 from lion_fast.training.screen.printed import Progress
 
@@ -139,3 +140,38 @@ def test_a_dumb_terminal_has_a_line_every_ten_seconds_and_the_last(monkeypatch, 
         console.progress(Progress(step, 4, 1.0, 0.5, None, 1.0, 1.0, 0.0, 1.0))
     lines = capsys.readouterr().out.splitlines()[1:]
     assert [line.split()[0] for line in lines] == ["1", "3", "4"]
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "5", "words"])
+@pytest.mark.parametrize("arguments", [["eval", "--help"], ["predict"]])
+def test_help_and_mistakes_are_laid_out_however_narrow_the_terminal(
+    arguments, columns, monkeypatch, capsys
+):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == (0 if "--help" in arguments else 2)
+    assert "lion-fast" in "".join(capsys.readouterr())
+    assert os.environ["COLUMNS"] == columns
+
+
+def strictly(text):
+    """Parse JSON as programs do that know no NaN."""
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_number_that_is_none_is_null_for_programs(stripes, tmp_path, capsys):
+    """The only step's loss is finite, and the weights after it overflow."""
+    flags = [*SMALL[:-1], "1", "--window", "1", "--lr", "1e38", "--out", str(tmp_path)]
+    assert main(["train", "--dataset", str(stripes), *flags]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert strictly(printed[-1])["val_loss"] is None
+    (run,) = tmp_path.iterdir()
+    assert strictly((run / "summary.json").read_text())["val_loss"] is None
+    assert exact_json({"a": [1.5, float("inf"), ("b", -float("inf"))], "c": float("nan")}) == (
+        '{"a": [1.5, null, ["b", null]], "c": null}'
+    )

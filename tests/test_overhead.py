@@ -155,7 +155,12 @@ def generated_code(config, images):
     not _has_cpp_compiler(), reason="engine compile needs a C++ compiler on the CPU"
 )
 @pytest.mark.parametrize(
-    "config", ["densenet_ds", pytest.param("resnet_ds", marks=pytest.mark.slow)], indirect=True
+    "config",
+    [
+        "densenet_ds",
+        pytest.param("resnet_ds", marks=[pytest.mark.slow, pytest.mark.exhaustive]),
+    ],
+    indirect=True,
 )
 def test_compiled_code_is_identical(config, images):
     he = generated_code(replace(config, init="he"), images)

@@ -8,6 +8,7 @@ import torch
 from emulator.backbone import How, library
 from emulator.runs import (
     Setting,
+    autocast,
     error,
     exact,
     kernels_run,
@@ -31,10 +32,17 @@ CHECKED = {
     "growth 16, fp16": Setting(2, 16, 40, 16, 2, torch.float16),
     "twelve layers, an odd stem": Setting(2, 16, 23, 8, 12),
 }
+# Maps in memory, and programs that go through their images.
+IN_TURN = {
+    "three images, two programs": Setting(3, 24, 20, 8, 2, channels_last=False, programs=2),
+    "growth 16, fp16, one program": Setting(2, 16, 40, 16, 2, torch.float16, programs=1),
+}
+DEEP = Setting(2, 16, 24, 16, 12, programs=1)
 SETTINGS = {
     "the paper's": PAPER,
     "the paper's, fp16": PAPER._replace(dtype=torch.float16),
     **CHECKED,
+    "growth 16, twelve layers": DEEP,
 }
 ROUNDING = {torch.bfloat16: 2**-9, torch.float16: 2**-12}
 
@@ -87,6 +95,15 @@ def test_gradients_of_a_step_err_as_the_references_do():
     assert statistics.median(ours) <= 1.25 * statistics.median(theirs)
 
 
+@pytest.mark.slow
+def test_the_median_gradient_of_eight_images_errs_at_most_as_autocasts():
+    setting = PAPER._replace(batch=8)
+    found, truth, stock = run(setting).grads, exact(setting).grads, autocast(setting)
+    ours = [error(a, b) for a, b in zip(found, truth, strict=True)]
+    theirs = [error(a, b) for a, b in zip(stock, truth, strict=True)]
+    assert statistics.median(ours) <= statistics.median(theirs)
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_every_order_of_threads_gives_the_same_bits(seed):
     first, other = kernels_run(SMALL, How(is_checked=True)), run(SMALL, How(seed, is_checked=True))
@@ -100,10 +117,31 @@ def test_the_papers_network_gives_the_same_bits_in_another_order():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("setting", IN_TURN.values(), ids=IN_TURN)
+def test_images_in_turn_give_the_same_bits(setting):
+    checked = How(is_checked=True)
+    first, other = kernels_run(setting._replace(programs=None), checked), run(setting, checked)
+    for a, b in zip([*first.out, *first.grads], [*other.out, *other.grads], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_words_of_a_large_batch_are_merged_in_stretches(monkeypatch):
+    setting = Setting(33, block_layers=1, programs=3)
+    whole = PersistentPlan.definitions.fget
+    found = run(setting)
+    monkeypatch.setattr(
+        PersistentPlan, "definitions", property(lambda sizes: {**whole(sizes), "STRETCH": 1})
+    )
+    other = run(setting)
+    for a, b in zip([*found.out, *found.grads], [*other.out, *other.grads], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("setting", [*SETTINGS.values(), *IN_TURN.values()], ids=str)
 def test_sizes_are_those_of_the_sources(setting):
-    sizes, table = PersistentPlan(setting.plan), tables(setting.plan, True)
-    kernels = library(setting.plan, setting.dtype, how_of(setting).is_checked)
+    sizes, table = setting.sizes, tables(setting.plan, True)
+    is_checked = how_of(setting).is_checked or setting in IN_TURN.values()
+    kernels = library(sizes, setting.dtype, is_checked)
     expected = {
         "forward_shared": sizes.forward_shared,
         "backward_shared": sizes.backward_shared,
@@ -112,6 +150,7 @@ def test_sizes_are_those_of_the_sources(setting):
         "maps": sizes.num_maps,
         "scratch_groups": sizes.scratch_groups,
         "scratch_tiles": sizes.scratch_tiles,
+        "image_bytes": sizes.image_bytes,
         "forward_halves": table.num_forward,
         "backward_halves": table.halves.numel() - table.num_forward,
     }

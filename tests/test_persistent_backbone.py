@@ -1,6 +1,9 @@
 """Training by the persistent backbone, emulated, is training by the modules but for rounding."""
 
+import contextlib
 import copy
+import re
+from types import SimpleNamespace
 
 import emulator
 import pytest
@@ -10,12 +13,20 @@ from emulator.backbone import H100, How, emulate
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.batches import Batch
+from lion_fast.data.plan import BatchPlan
 from lion_fast.errors import UserError
 from lion_fast.init import initialize_
 from lion_fast.kernels.dense.plan import Plan
-from lion_fast.kernels.persistent import persistent_backbone, persistent_obstacle
+from lion_fast.kernels.persistent import (
+    compile as compilation,
+    op,
+    persistent_backbone,
+    persistent_obstacle,
+)
+from lion_fast.kernels.persistent.plan import fitted
 from lion_fast.models import densenet_ds
-from lion_fast.training.machine.resolve import resolve
+from lion_fast.training.machine.resolve import remarks, resolve
+from lion_fast.training.step.ahead import prepare_kernels
 from lion_fast.training.step.step import TrainStep
 
 LAYERS = 2
@@ -132,11 +143,12 @@ REFUSED = {
     "sides": (PAPER._replace(height=16), {}, "images of 16x32: they take squares of 16, 24 or 32"),
     "growth": (PAPER._replace(growth_rate=12), {}, "growth rate 12: they take 8 or 16"),
     "layers": (PAPER._replace(block_layers=13), {}, "13 layers a block: they take 1 to 12"),
-    "batch": (PAPER._replace(batch=133), {}, "batch 133: an image takes a processor, and the GPU"),
-    "channels": (PAPER._replace(stem_channels=192), {}, "block 1 has 240 channels: they take 192"),
-    "A100": (PAPER, {"shared_bytes": 163 * 1024}, "an image's maps take 228096 bytes of shared"),
-    "12 layers": (PAPER._replace(block_layers=12), {}, "bytes of shared memory, and a program of"),
-}
+    "channels": (PAPER._replace(stem_channels=352), {}, "block 1 has 400 channels: they take 384"),
+    "12 layers": (
+        PAPER._replace(block_layers=12), {"shared_bytes": 99 * 1024},
+        "a program takes 118528 bytes of shared memory, and one of this GPU has 101376",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
@@ -152,9 +164,29 @@ def test_what_cannot_run_is_refused_with_what_would_fit(case):
      Plan(128, 32, 32, 24, 16, 3), Plan(64, 16, 16, 24, 16, 6)],
     ids=str,
 )  # fmt: skip
-def test_networks_that_fit_an_h100_are_taken(plan):
+def test_networks_that_fit_an_h100_are_taken_an_image_a_program(plan):
     assert persistent_obstacle(plan, torch.bfloat16, **H100) is None
     assert persistent_obstacle(plan, torch.float16, **H100) is None
+    sizes = fitted(plan, processors=132, shared_bytes=H100["shared_bytes"])
+    assert sizes.is_resident and sizes.programs == plan.batch
+
+
+A100 = {"capability": (8, 0), "processors": 108, "shared_bytes": 163 * 1024}
+
+
+@pytest.mark.parametrize(
+    ("plan", "gpu", "programs"),
+    [
+        (PAPER._replace(batch=133), H100, 132), (PAPER._replace(batch=2048), H100, 132),
+        (PAPER._replace(block_layers=12), H100, 128), (PAPER, A100, 108),
+        (PAPER._replace(batch=64), A100, 64), (Plan(128, 32, 32, 24, 16, 12), A100, 108),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_larger_batches_and_images_are_taken_in_turn(plan, gpu, programs):
+    assert persistent_obstacle(plan, torch.bfloat16, **gpu) is None
+    sizes = fitted(plan, processors=gpu["processors"], shared_bytes=gpu["shared_bytes"])
+    assert not sizes.is_resident and sizes.programs == programs
 
 
 @pytest.mark.parametrize(
@@ -176,3 +208,74 @@ def test_the_op_refuses_a_cpu_without_an_emulator():
     model = odd_densenet()
     with pytest.raises(ValueError, match="cannot run here: they need a CUDA GPU"):
         persistent_backbone(torch.randn(2, 3, 16, 16), *arguments(model), **layers_of(model))
+
+
+@pytest.fixture
+def h100(monkeypatch):
+    """Pretend that this machine has one H100."""
+    properties = SimpleNamespace(
+        major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=227 * 1024
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device=None: properties)
+
+
+def with_driver(monkeypatch, version):
+    """Let the driver be of a CUDA version; skip where nothing can be compiled at all."""
+    if reason := compilation.compiler_obstacle():
+        pytest.skip(reason)
+    from cuda.bindings import driver
+
+    monkeypatch.setattr(driver, "cuDriverGetVersion", lambda: (0, version))
+    return compilation._nvrtc_version()[0]
+
+
+def test_a_driver_older_than_nvrtc_goes_on_with_fused_and_says_so_in_one_line(h100, monkeypatch):
+    major = with_driver(monkeypatch, 11040)
+    resolved = resolve(TrainConfig(backbone="persistent"))
+    assert resolved.backbone == "fused"
+    (line,) = remarks("persistent", resolved)
+    expected = (
+        "backbone fused: the persistent kernels do not fit this machine: the driver runs CUDA"
+    )
+    assert line.startswith(f"{expected} 11.4, and NVRTC is of CUDA {major}.")
+    with pytest.raises(UserError, match=r"backbone fused cannot run here: growth rate 12"):
+        resolve(TrainConfig(backbone="persistent", growth_rate=12))
+
+
+def test_a_driver_that_fits_is_taken_with_no_remark(h100, monkeypatch):
+    major = with_driver(monkeypatch, 12080)
+    monkeypatch.setattr(compilation, "_nvrtc_version", lambda: (12, 8))
+    assert major >= 12
+    resolved = resolve(TrainConfig(backbone="persistent"))
+    assert resolved.backbone == "persistent" and remarks("persistent", resolved) == []
+
+
+def test_a_gpu_that_nvrtc_does_not_know_is_named(monkeypatch):
+    with_driver(monkeypatch, 99000)
+    assert re.match(
+        r"NVRTC \d+\.\d+ compiles nothing for sm_35", compilation.compiler_obstacle((3, 5))
+    )
+
+
+def test_a_cold_process_says_that_it_compiles_and_a_warm_one_nothing(h100, monkeypatch):
+    on_disk, said = set(), []
+    monkeypatch.setattr(op, "missing", lambda *job: [] if str(job) in on_disk else ["forward.cu"])
+    monkeypatch.setattr(op, "compiled", lambda *job: on_disk.add(str(job)))
+
+    @contextlib.contextmanager
+    def stage(text):
+        said.append(text)
+        yield
+
+    step = SimpleNamespace(model=densenet_ds(10), sharing=None)
+    loader = SimpleNamespace(plan=BatchPlan(1000, 128, 0))
+    resolved = SimpleNamespace(
+        device=torch.device("cuda"), impl="triton", backbone="persistent",
+        compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    for _ in range(2):
+        assert prepare_kernels(step, loader, resolved, (32, 32), stage) == []
+    assert said == ["compiling the persistent backbone's kernels"]
+    assert len(on_disk) == 1

@@ -1,4 +1,4 @@
-"""The search of preset fast's recipe: what is run, and what is left to run."""
+"""The search of preset fast-v1's recipe: what is run, and what is left to run."""
 
 import csv
 

@@ -157,13 +157,14 @@ def test_runs_from_one_machine_are_not_flagged(tmp_path):
     assert "Up to 2 runs shared the machine" in page(tmp_path)
 
 
-def test_failed_and_missing_runs_are_listed_and_the_rest_is_reported(tmp_path):
-    def some(config):
-        if config.init == "he":
-            return {"steps_to_target": 80}
-        return "loss is nan at step 3: lower --lr" if config.seed == 42 else None
+def he_alone(config):
+    if config.init == "he":
+        return {"steps_to_target": 80}
+    return "loss is nan at step 3: lower --lr" if config.seed == 42 else None
 
-    fill(QUICKSTART, tmp_path, some)
+
+def test_failed_and_missing_runs_are_listed_and_the_rest_is_reported(tmp_path):
+    fill(QUICKSTART, tmp_path, he_alone)
     assert report(tmp_path, "quickstart") == 0
     text = page(tmp_path)
     assert "3 of 6 runs are finished, 1 failed" in text
@@ -225,12 +226,7 @@ def test_nothing_is_concluded_where_nothing_ran(tmp_path):
 
 
 def test_the_conclusion_names_variants_without_a_finished_run(tmp_path):
-    def only_he(config):
-        if config.init == "he":
-            return {"steps_to_target": 80}
-        return "loss is nan" if config.seed == 42 else None
-
-    fill(QUICKSTART, tmp_path, only_he)
+    fill(QUICKSTART, tmp_path, he_alone)
     lines = conclusion(read_study(QUICKSTART, tmp_path))
     assert lines[1] == "lion_dg: no finished run (1 failed, 2 missing)"
 

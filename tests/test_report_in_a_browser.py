@@ -61,7 +61,7 @@ def browse(page, *options):
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command += [f"--user-data-dir={profile}", "--window-size=1280,2000", *options]
     return subprocess.run(
-        [*command, f"file://{page}"], capture_output=True, text=True, timeout=120,
+        [*command, f"file://{page}"], capture_output=True, text=True, timeout=600,
         env=os.environ | {"HOME": str(page.parent)}, check=True,
     ).stdout  # fmt: skip
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from run_results import table
 from small_runs import small_config
 
 from lion_fast.cli import main
 from lion_fast.config import FREE_ON_RESUME, fields_of
 from lion_fast.errors import UserError
-from lion_fast.training import evaluate, train
+from lion_fast.training import evaluate, predict, train
 from lion_fast.training.folder.checkpoint import NAME, load_checkpoint
 
 SMALL = "--growth-rate 2 --block-layers 1 --batch-size 32 --window 3 --device cpu".split()
@@ -72,13 +73,51 @@ def test_images_that_are_gone_end_in_the_flag_that_says_where_they_are(config, r
         capsys.readouterr()
 
 
-def test_other_images_at_another_place_are_refused(config, run, stripes, tmp_path):
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.full((8, 8, 3), 99, np.uint8)).save(path)
+    return path
+
+
+def test_predict_follows_the_images_where_they_are_the_runs(run, photos, image):
+    alone = predict(run, image, device="cpu")
+    place = moved(photos)
+    assert predict(run, image, device="cpu") == alone  # a checkpoint knows what it takes
+    assert predict(run, image, device="cpu", dataset=place) == alone
+
+
+def test_predict_with_an_early_checkpoint_needs_its_images_and_says_so(run, photos, image, capsys):
+    alone = predict(run, image, device="cpu")
+    state = load_checkpoint(run)
+    del state["data"]
+    torch.save(state, run / NAME)
+    place = moved(photos)
+    command = ["predict", str(run), str(image), "--device", "cpu"]
+    assert main(command) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"no longer at {photos}: say with --dataset" in told
+    assert main([*command, "--dataset", str(place), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["probability"] == pytest.approx(alone[0].probability)
+
+
+@pytest.mark.parametrize("command", [["eval"], ["predict"], ["train", "--resume"]])
+def test_a_place_with_nothing_at_it_is_named_as_it_was_told(command, run, image, capsys):
+    rest = [str(image)] if command == ["predict"] else []
+    assert main([*command, str(run), *rest, "--dataset", "/nowhere.npz"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "/nowhere.npz" in told and "no longer" not in told
+
+
+def test_other_images_at_another_place_are_refused(config, run, stripes, tmp_path, image):
     other = tmp_path / "other.npz"
     with np.load(stripes) as archive:
         np.savez(other, **{n: 255 - a if n[0] == "x" else a for n, a in archive.items()})
     for attempt in (
         lambda: train(replace(config, max_steps=9, dataset=str(other)), resume=run),
         lambda: evaluate(run, device="cpu", dataset=other),
+        lambda: predict(run, image, device="cpu", dataset=other),
     ):
         with pytest.raises(UserError, match="other is not what|other.npz is not what"):
             attempt()
@@ -145,3 +184,26 @@ def test_a_loss_that_is_not_finite_advises_what_the_run_accepts(config, capsys):
     flags = advice.removeprefix("or go on with ").split()
     assert main(["train", *flags, "--max-steps", "1"]) in (0, 2)
     assert "keeps its settings" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state["data"].update(shade=3), "does not say what data it was trained on"),
+        (lambda state: state["data"].pop("mean"), "does not say what data it was trained on"),
+        (lambda state: state.update(data=3), "its 'data' is none"),
+        (lambda state: state.update(resumed=3), "its 'resumed' is none"),
+        (lambda state: state["training"].pop("model"), " was changed"),
+    ],
+)
+def test_a_checkpoint_of_another_version_or_that_was_changed_is_one_line(
+    change, words, run, image, capsys
+):
+    state = load_checkpoint(run)
+    change(state)
+    torch.save(state, run / NAME)
+    for command in (["eval"], ["predict"], ["train", "--max-steps", "9", "--resume"]):
+        rest = [str(image)] if command == ["predict"] else []
+        assert main([*command, str(run), *rest]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and words in told, told

@@ -59,6 +59,10 @@ def test_every_initialiser_resets_a_step(config, init):
     assert_reused_equals_fresh(first, replace(first, seed=1, init=init))
 
 
+def test_a_whitened_stem_resets_a_step(config):
+    assert_reused_equals_fresh(config, replace(config, seed=1, whiten=2))
+
+
 def test_constants_of_an_optimizer_that_no_graph_holds_are_reset_too(config):
     second = replace(
         config, lr=1e-3, weight_decay=0.2, aux_warmup_steps=4, schedule="linear", lr_warmup_steps=3

@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from dataclasses import replace
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -106,3 +107,13 @@ def test_the_plain_script_learns_and_ends_its_workers(config, image_set, num_wor
         script()
     assert script.accuracy > 0.5
     assert torch.multiprocessing.active_children() == []
+
+
+@pytest.mark.skipif(
+    not version("torch").startswith("2.11"), reason="Inductor of torch 2.11 alone warns of itself"
+)
+def test_what_inductor_warns_of_as_it_autotunes_ends_no_rival():
+    """On a CPU it times its own candidates for a batched product alone."""
+    a, b = torch.randn(2, 32, 48), torch.randn(2, 48, 32)
+    compiled = torch.compile(torch.bmm, mode="max-autotune", dynamic=False)
+    torch.testing.assert_close(compiled(a, b), a @ b)

@@ -40,6 +40,13 @@ def contents(run):
     return {path.name: path.read_bytes() for path in run.iterdir()}
 
 
+def assert_not_gone_on_with(run, config, words):
+    before = contents(run)
+    with pytest.raises(UserError, match=words):
+        train(config, resume=run)
+    assert contents(run) == before
+
+
 HOLD = """
 import fcntl, os, sys
 file = open(sys.argv[1], "w")
@@ -54,10 +61,8 @@ def test_a_second_process_is_told_who_holds_the_folder_and_touches_nothing(run, 
     command = [sys.executable, "-c", HOLD, str(run / LOCK)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
-        before = contents(run)
-        with pytest.raises(UserError, match=f"in use by process {holder.pid}: wait"):
-            train(replace(config, max_steps=12), resume=run)
-        assert contents(run) == before
+        words = f"in use by process {holder.pid}: wait"
+        assert_not_gone_on_with(run, replace(config, max_steps=12), words)
         holder.kill()
     # The lock has ended with its process, though the file is still there.
     assert train(replace(config, max_steps=12), resume=run).steps == 12
@@ -88,26 +93,18 @@ def test_a_folder_is_held_against_the_same_process_too(config):
 def test_an_edited_config_is_refused_and_its_changes_are_listed(run, config, changes, words):
     edited = replace(config, **changes)
     RunFolder(run).write_config(edited.to_dict())
-    before = contents(run)
     told = f"config.json is not what its checkpoint was trained with .*{words}"
     for asked in (config, edited):
-        with pytest.raises(UserError, match=told):
-            train(asked, resume=run)
-    assert contents(run) == before
+        assert_not_gone_on_with(run, asked, told)
 
 
 def test_another_config_is_refused_from_python_too(run, config):
-    before = contents(run)
-    with pytest.raises(UserError, match="seed 42 -> 7"):
-        train(replace(config, seed=7), resume=run)
-    assert contents(run) == before
+    assert_not_gone_on_with(run, replace(config, seed=7), "seed 42 -> 7")
 
 
 def test_a_run_cannot_be_resumed_to_fewer_steps_than_it_has(run, config):
-    before = contents(run)
-    with pytest.raises(UserError, match="max_steps is 5, but .* is at step 9: give at least 9"):
-        train(replace(config, max_steps=5), resume=run)
-    assert contents(run) == before
+    words = "max_steps is 5, but .* is at step 9: give at least 9"
+    assert_not_gone_on_with(run, replace(config, max_steps=5), words)
 
 
 def test_a_folder_that_is_no_run_is_not_resumed(config, tmp_path):
@@ -169,10 +166,8 @@ def test_a_resumed_run_keeps_the_precision_that_auto_was_where_it_began(config, 
 
 def test_a_run_in_a_precision_that_is_not_here_is_not_gone_on_with_in_another(run, config):
     torch.save(load_checkpoint(run) | {"precision": "fp16"}, run / NAME)
-    before = contents(run)
-    with pytest.raises(UserError, match="computes in fp16, and .* needs a CUDA GPU: resume it th"):
-        train(replace(config, max_steps=12), resume=run)
-    assert contents(run) == before
+    words = "computes in fp16, and .* needs a CUDA GPU: resume it th"
+    assert_not_gone_on_with(run, replace(config, max_steps=12), words)
 
 
 def test_a_checkpoint_of_another_network_is_one_line(run, config):
@@ -214,13 +209,11 @@ def test_other_data_at_the_same_path_is_refused_with_what_differs(config, tmp_pa
     dataset = Path(shutil.copy(config.dataset, tmp_path / "data.npz"))
     config = replace(config, dataset=str(dataset))
     run = train(config).run
-    before = contents(run)
     with np.load(dataset) as archive:
         x, y = archive["x_train"], archive["y_train"]
     rewrite(dataset, **change(x, y))
-    with pytest.raises(UserError, match=f"data is not what .* was trained on: .*{words}"):
-        train(replace(config, max_steps=12), resume=run)
-    assert contents(run) == before
+    told = f"data is not what .* was trained on: .*{words}"
+    assert_not_gone_on_with(run, replace(config, max_steps=12), told)
 
 
 def fill_the_disk_of(name):

@@ -7,14 +7,16 @@ import sys
 
 import numpy as np
 import pytest
+from persistent_cubins import compile_persistent
 from stand_in import TESTS, needs_stand_in, noting_environment
 
 from gpu.card import TO_COME, plan
 from report.card_page import cards_page
 
 pytestmark = [needs_stand_in, pytest.mark.slow]
-# Nothing computes there: its cuBLAS has no product in fp64, and a loss is what lay in memory.
-LACKING = re.compile(r"CUBLAS_STATUS_NOT|UserError: loss is")
+# Nothing computes there: its cuBLAS has no product in fp64, and a loss, or an image whose patches
+# whiten a stem, is what lay in memory.
+LACKING = re.compile(r"CUBLAS_STATUS_NOT|UserError: (loss is|.*whiten)")
 
 
 def test_every_stage_of_twelve_minutes_comes_to_its_end_and_makes_a_page(tmp_path, kernel_cache):
@@ -29,6 +31,7 @@ def test_every_stage_of_twelve_minutes_comes_to_its_end_and_makes_a_page(tmp_pat
     command += ["--minutes", "12", "--out", str(out), "--data-dir", str(tmp_path)]
     command += ["--commit", "abc", "--folder", str(tmp_path / "folder")]
     env = noting_environment("H100", kernel_cache)
+    compile_persistent(env["TRITON_CACHE_DIR"])
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     found = [json.loads(line) for line in (out / "card.jsonl").read_text().splitlines()]
@@ -45,6 +48,6 @@ def test_every_stage_of_twelve_minutes_comes_to_its_end_and_makes_a_page(tmp_pat
     timed = {name for line in found for name in line.get("round_ms", ())}
     assert {"fused", "graph", "stock", "plain_max_autotune", "lion_dg", "resnet he"} <= timed
     seen = {(line["recipe"], line["seed"]) for line in found if line["stage"] == "runs"}
-    assert ("fast fused", 42) in seen and len(seen) == 5
+    assert ("fast fused", 42) in seen and len(seen) == 6
     page = "\n".join(cards_page([out]))
     assert "### stand-in H100, 2027-01-01" in page and "lion_dg / he" in page

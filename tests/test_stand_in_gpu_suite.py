@@ -31,7 +31,7 @@ LEFT_OUT = {
 WITHOUT_ROWS = ("bench_counts", "bench_world", "bench_allocator", "bench_study", "bench_balancing")
 BENCHMARKED = ("step", "overhead", "loaders", "target", "kernels", "backbone")
 
-pytestmark = [needs_stand_in, pytest.mark.slow]
+pytestmark = [needs_stand_in, pytest.mark.slow, pytest.mark.exhaustive]
 
 
 @pytest.fixture(scope="module")

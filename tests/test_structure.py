@@ -15,17 +15,39 @@ LAYERS = {
     "errors": set(),
     "output": set(),
     "places": {"errors"},
-    "config": {"errors", "places"},
+    "resolutions": {"errors"},
+    "config": {"errors", "places", "resolutions"},
     "figures": {"errors"},
-    "data": {"errors", "output", "places", "config"},
+    "data": {"errors", "output", "places", "resolutions", "config"},
     "models": {"errors", "output", "places", "config"},
     "init": {"errors", "output", "places", "config", "models"},
-    "training": {"errors", "output", "places", "config", "figures", "data", "models", "init"},
-    "study": {"errors", "output", "places", "config", "data", "models", "init", "training"},
+    "training": {
+        "errors",
+        "output",
+        "places",
+        "resolutions",
+        "config",
+        "figures",
+        "data",
+        "models",
+        "init",
+    },
+    "study": {
+        "errors",
+        "output",
+        "places",
+        "resolutions",
+        "config",
+        "data",
+        "models",
+        "init",
+        "training",
+    },
     "report": {
         "errors",
         "output",
         "places",
+        "resolutions",
         "config",
         "figures",
         "data",
@@ -52,7 +74,7 @@ LAYERS = {
 }
 # The rooms of training/, from the front down: each uses itself and those after it.
 ROOMS = ("screen", "folder", "measure", "step", "ranks", "machine")
-FRONT = {"__init__", "loop", "outcome", "run", "saved", "stages", "together"}
+FRONT = {"__init__", "agenda", "loop", "outcome", "run", "saved", "stages", "together"}
 SOURCES = sorted((ROOT / "lion_fast").rglob("*.py"))
 KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
 
@@ -144,8 +166,10 @@ def test_triton_and_dali_stay_in_their_places(path):
 
 def test_importing_the_package_loads_nothing_that_is_heavy_and_optional():
     code = (
-        "import sys, lion_fast, lion_fast.training;"
+        "import sys, lion_fast, lion_fast.training.run;"
         "heavy = {'nvidia.dali', 'matplotlib', 'ray', 'sklearn', 'rich', 'scipy'};"
+        # Who compiles waits for Dynamo, 2 s; all others should not.
+        "heavy |= {'torch._dynamo'};"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

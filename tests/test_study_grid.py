@@ -48,10 +48,10 @@ def test_a_part_of_table_1_needs_no_run_of_its_own(name):
     assert {cell.key for cell in STUDIES[name].cells()} <= whole
 
 
-def test_the_speed_run_sets_preset_fast_against_preset_paper():
+def test_the_speed_run_sets_preset_fast_v1_against_preset_paper():
     study, inits, bf16 = (STUDIES[n] for n in ("speedrun", "speedrun_init", "speedrun_bf16"))
     configs = {(c.variant["optimizer"], c.variant["init"]): c.config for c in study.cells()[:4]}
-    assert course(configs["muon", "he"]) == course(PRESETS["fast"])
+    assert course(configs["muon", "he"]) == course(PRESETS["fast-v1"])
     paper = dataclasses.replace(PRESETS["paper"], stop_at_target=True)
     assert course(configs["adamw", "lion_dg"]) == course(paper)
     fast = study.variants[-1]
@@ -62,8 +62,28 @@ def test_the_speed_run_sets_preset_fast_against_preset_paper():
     assert bf16.baseline_of(bf16.variants[0]) == bf16.variants[1]
     assert study.seeds == (42, 123, 456)
     labels = [cell.label for cell in [*study.cells()[:4], *bf16.cells()[:2]]]
-    of_study = ["paper he", "paper lion_dg", "fast he", "fast lion_dg"]
-    assert labels == [*of_study, "fast he", "fast cpu_bf16=False he"]
+    of_study = ["paper he", "paper lion_dg", "fast-v1 he", "fast-v1 lion_dg"]
+    assert labels == [*of_study, "fast-v1 he", "fast-v1 cpu_bf16=False he"]
+
+
+def test_the_second_speed_run_sets_preset_fast_against_the_one_before_seed_by_seed():
+    study, whole = STUDIES["speedrun2"], STUDIES["speedrun2_whole"]
+    old, new = study.cells()[:2]
+    assert course(old.config) == course(PRESETS["fast-v1"])
+    assert course(new.config) == course(PRESETS["fast"])
+    assert (old.label, new.label) == ("fast-v1 he", "fast he")
+    assert study.baseline_of(study.variants[1]) == study.variants[0]
+    assert len(study.seeds) == 10
+    changes = {"lr_cooldown_steps": 3000, "lr_floor": 0.0, "stop_at_target": False}
+    for cell, cooled in zip((old, new), whole.cells()[:2], strict=True):
+        assert cooled.config == dataclasses.replace(cell.config, **changes)
+
+
+def test_a_whitened_stem_is_compared_with_he_init_on_the_like():
+    study = STUDIES["whitening"]
+    assert study.baseline_of({"whiten": 24, "init": "lion_dg"}) == {"whiten": 24, "init": "he"}
+    plain = {cell.key for cell in study.cells() if not cell.config.whiten}
+    assert plain == {cell.key for cell in STUDIES["headline"].cells()}
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
@@ -186,12 +206,22 @@ def test_a_toml_file_spans_a_grid_and_adds_cells(tmp_path):
         ("seeds = ['a']", "seeds is ['a']: give a list of integers"),
         ("preset = 'papers'", "preset is 'papers': did you mean paper?"),
         ("seeds = [1]", "has no runs"),
+        ("preset = ['paper']", "preset is ['paper']: "),
+        ("preset = {name = 'paper'}", "preset is {'name': 'paper'}: "),
+        ("[base]\nseed = 5", "base has a seed, which would not run: give seeds"),
+        ("[base]\nnum_workers = 'many'", "num_workers is 'many': it must be int or auto"),
+        ("axes = {init = ['he']}\n[baseline]\ninit = 'hi'", "init is 'hi': take one of he"),
     ],
 )
 def test_a_toml_file_with_a_mistake_is_refused_with_one_line(tmp_path, text, words):
     with pytest.raises(UserError) as caught:
         load_study(write(tmp_path, text))
     assert words in str(caught.value)
+
+
+def test_a_toml_file_may_leave_workers_to_the_loader(tmp_path):
+    study = load_study(write(tmp_path, "axes = {num_workers = ['auto', 0]}"))
+    assert [cell.config.num_workers for cell in study.cells()[:2]] == ["auto", 0]
 
 
 def test_an_unknown_study_gets_a_suggestion(tmp_path):

@@ -71,7 +71,7 @@ def start(study, folder, address, trainer, options=""):
 def finish(*arguments):
     """Run a study to its end; return its exit code, output and errors."""
     process = start(*arguments)
-    output, errors = process.communicate(timeout=240)
+    output, errors = process.communicate(timeout=600)
     return process.returncode, output, errors
 
 
@@ -111,10 +111,10 @@ def test_a_signal_lets_runs_in_flight_save_and_brings_their_checkpoints_home(tmp
         last = [event[0] for event in last_events(tmp_path)]
         return len(last) == 2 and {*last} <= {"step-1", "step-2", "step-3", "step-4"}
 
-    wait_for(both_are_midway, 120)
+    wait_for(both_are_midway)
     assert "2 running" in status_lines(fake.STUDY, tmp_path)[-1]
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (130, ""), output
     assert "interrupted" in output
     assert {event[0] for event in last_events(tmp_path)} == {"saved"}
@@ -136,14 +136,14 @@ def test_a_killed_driver_leaves_nothing_behind_and_only_missing_cells_run(
         return sum(each.summary is not None for each in stored(fake.STUDY, tmp_path))
 
     process = start("fake.STUDY", tmp_path, address, "slow_train", "jobs=2")
-    wait_for(lambda: events(tmp_path), 120)
+    wait_for(lambda: events(tmp_path))
     wait_for(num_done)
     wait_for(lambda: any(tmp_path.rglob("checkpoint.pt")))
     assert list(scratch.glob("lion-fast-slot-*"))
     process.kill()
     process.communicate()
     workers = {int(event[3]) for event in events(tmp_path)}
-    wait_for(lambda: not any(map(is_running, workers)), 30)
+    wait_for(lambda: not any(map(is_running, workers)))
     missing = 6 - num_done()
     before = len(events(tmp_path))
     # A run may have ended between the look at its checkpoint and the kill.
@@ -203,7 +203,7 @@ def test_other_code_on_a_node_is_refused(tmp_path, address):
 def test_what_no_node_has_is_refused_with_what_the_cluster_has(tmp_path, address, flags, words):
     command = [sys.executable, "-m", "lion_fast.cli", "study", "quickstart", "--ray", address]
     done = subprocess.run(
-        [*command, "--out", str(tmp_path), *flags], capture_output=True, text=True, timeout=60
+        [*command, "--out", str(tmp_path), *flags], capture_output=True, text=True, timeout=600
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr and "of 1 CPU and no GPU" in done.stderr

@@ -25,13 +25,13 @@ from lion_fast.study.pools import worker
 from lion_fast.study.status import (
     steps_done,
 )
-from lion_fast.study.stopping import STOPPING
+from lion_fast.study.stopping import STOPPING, stop_signals
 from lion_fast.study.store import Store
 
 
 def test_two_processes_on_one_study_never_run_the_same_cell(tmp_path):
     processes = [start(tmp_path) for _ in range(2)]
-    outputs = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=600) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert started(tmp_path) == dict.fromkeys(started(tmp_path), 1)
     assert len(started(tmp_path)) == 6
@@ -56,7 +56,7 @@ def test_a_killed_study_leaves_no_worker_and_goes_on_where_it_stood(tmp_path):
         assert sum(stored) <= len(done)
         assert finished_before <= done
         finished_before = done
-    output = start(tmp_path).communicate(timeout=120)
+    output = start(tmp_path).communicate(timeout=600)
     assert None not in summaries(tmp_path), output
     for cell in started(tmp_path):
         saved = 0
@@ -71,13 +71,15 @@ def test_a_killed_study_leaves_no_worker_and_goes_on_where_it_stood(tmp_path):
             assert len(store.table("metrics", stored.id).rows) == NUM_STEPS
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2]
+)
 def test_a_signal_lets_runs_in_flight_save_and_is_the_exit_code(tmp_path, number):
     process = start(tmp_path)
     log = tmp_path / "fake" / "runs" / "log.txt"
     wait_for(lambda: log.exists() and len(events(tmp_path)) >= 2)
     process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 128 + number, errors
     assert errors == ""
     assert "interrupted" in output
@@ -108,7 +110,7 @@ def test_a_terminated_study_of_real_runs_goes_on_from_their_checkpoints(tmp_path
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         wait_for(lambda: any(map(steps_done, out.glob("long/runs/*"))))
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (143, b"")
     assert list(out.glob("long/runs/*/*/checkpoint*"))
 
@@ -118,8 +120,19 @@ def test_a_hang_up_that_is_ignored_does_not_end_a_study(tmp_path):
     log = tmp_path / "fake" / "runs" / "log.txt"
     wait_for(lambda: log.exists() and len(events(tmp_path)) >= 2)
     process.send_signal(signal.SIGHUP)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (0, ""), output
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
+def test_a_warning_that_is_ignored_or_the_callers_own_does_not_end_a_study(handler):
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with stop_signals():
+            signal.raise_signal(signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGUSR1) is handler
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_study_goes_on_quietly_when_nobody_reads_what_it_says(tmp_path):
@@ -146,12 +159,12 @@ def test_a_worker_that_has_just_finished_is_deaf_to_an_interrupt(tmp_path, monke
             signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_terminals_signal_reaches_each_run_once(tmp_path, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_to_all_processes_reaches_each_run_once(tmp_path, number):
     process = start(tmp_path)
     log = tmp_path / "fake" / "runs" / "log.txt"
     wait_for(lambda: log.exists() and len(events(tmp_path)) >= 2)
-    os.killpg(process.pid, number)  # a terminal signals workers too
-    output, errors = process.communicate(timeout=60)
+    os.killpg(process.pid, number)  # a terminal signals workers too, and so may a cluster
+    output, errors = process.communicate(timeout=600)
     assert (process.returncode, errors) == (128 + number, "")
     assert "saved" in {event[0] for event in events(tmp_path)}

@@ -50,7 +50,7 @@ def test_status_shows_runs_in_progress_and_the_time_left(tmp_path):
         return {"done", "running"} <= {line.split()[0] for line in lines}
 
     wait_for(both_seen)
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     assert "left" in lines[-1]
     assert status_lines(STUDY, tmp_path)[-1] == "fake: 6 runs: 6 done; data not known of 6"
 

@@ -30,7 +30,7 @@ BAD_INPUT = {
     "no_gpu": "torch sees no CUDA GPU",
     "diverging": "lower --lr",
 }
-SHARED = ("global", "local", "shards", "resnet_shards", "stopped", "overflow", "norm")
+SHARED = ("global", "local", "shards", "resnet_shards", "sizes", "stopped", "overflow", "norm")
 
 
 def environment(rank, size):
@@ -39,7 +39,7 @@ def environment(rank, size):
     return os.environ | told | {"OMP_NUM_THREADS": "1"}
 
 
-def finish(processes, seconds=180):
+def finish(processes, seconds=600):
     """Wait for all; no process may be left behind by a test that fails."""
     try:
         return [(*p.communicate(timeout=seconds), p.returncode) for p in processes]
@@ -68,7 +68,7 @@ def run(folder, stripes, size, *scenarios, **env):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, stripes):
     folder = tmp_path_factory.mktemp("alone") / "runs"
-    return run(folder, stripes, 1, "global", "shards", "resnet_shards")[0]
+    return run(folder, stripes, 1, "global", "shards", "resnet_shards", "sizes")[0]
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_local_statistics_are_another_course(alone, two):
     assert losses(two[0]["local"])[0] != losses(alone["global"])[0]
 
 
-@pytest.mark.parametrize("scenario", ["shards", "resnet_shards"])
+@pytest.mark.parametrize("scenario", ["shards", "resnet_shards", "sizes"])
 def test_virtual_shards_give_the_same_bits_on_one_and_two_processes(alone, two, scenario):
     ours, theirs = two[0][scenario], alone[scenario]
     assert table(Path(ours["run"])) == table(Path(theirs["run"]))
@@ -149,6 +149,7 @@ def test_virtual_shards_give_the_same_bits_on_one_and_two_processes(alone, two, 
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_virtual_shards_give_the_same_bits_on_four_processes(alone, tmp_path, stripes):
     found = run(tmp_path / "four", stripes, 4, "shards")
     assert table(Path(found[0]["shards"]["run"])) == table(Path(alone["shards"]["run"]))
@@ -158,7 +159,7 @@ def test_virtual_shards_give_the_same_bits_on_four_processes(alone, tmp_path, st
 
 def test_rank_0_alone_writes_and_all_ranks_know_the_outcome(two):
     first, second = two
-    for name in ("global", "local", "shards"):
+    for name in ("global", "local", "shards", "sizes"):
         assert first[name]["run"] == second[name]["run"]
         assert first[name]["val_loss"] == second[name]["val_loss"]
         assert first[name]["steps"] == second[name]["steps"] == STEPS
@@ -167,7 +168,7 @@ def test_rank_0_alone_writes_and_all_ranks_know_the_outcome(two):
         assert each == pytest.approx(whole / 2)
     # One folder for each run that went well, one for the interrupted, one for the diverged.
     runs = Path(first["global"]["run"]).parent
-    assert len([path for path in runs.iterdir() if path.is_dir() and path.name != "mine"]) == 4
+    assert len([path for path in runs.iterdir() if path.is_dir() and path.name != "mine"]) == 5
     assert len(list((runs / "mine").iterdir())) == 2
 
 
@@ -199,6 +200,7 @@ def test_a_checkpoint_of_two_ranks_resumes_on_one(alone, two, tmp_path, stripes)
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_shared_norms_compile_whole(alone, tmp_path, stripes):
     found = run(tmp_path / "compiled", stripes, 2, "compiled")[0]["compiled"]
     one, both = losses(alone["global"]), losses(found)
@@ -260,7 +262,7 @@ def test_a_port_in_use_is_said_in_one_line(tmp_path, stripes):
             env=environment(0, 2) | address,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("lion-fast: ")]
     assert done.returncode == 2 and "cannot meet the other processes" in line
@@ -293,7 +295,7 @@ def test_torchrun_restarts_a_killed_run_which_goes_on_by_itself(tmp_path, stripe
         env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (folder,) = [path for path in (tmp_path / "runs").iterdir()]

@@ -68,16 +68,17 @@ STAGES = (
     Stage("heads", "times", 40),
     Stage("steps", "times", 100),
     Stage("profile", "times", 40),
+    Stage("persistent", "persistent", 150),
     Stage("runs", "runs", 80, needs_data=True),
     Stage("overhead", "times", 40),
     Stage("rivals", "times", 170),
     Stage("launches", "runs", 150, minutes=25),
+    Stage("options", "times", 60, minutes=25),
     Stage("table1", "runs", 300, minutes=25, needs_data=True),
     Stage("loaders", "runs", 240, minutes=40),
     Stage("batches", "runs", 400, minutes=40),
 )
 TO_COME = {
-    "persistent": "the backbone in two launches: its exchange, its layers, then a step by turns",
     "sanitizer": "memcheck and racecheck, from a process that loads cubins and imports no torch",
     "dense heads": "values and times of heads that give a class a pixel",
     "dali": "DALI on the GPU against resident images",

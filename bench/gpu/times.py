@@ -1,7 +1,7 @@
 """Stages that time: alone on the card, side by side in interleaved rounds, a line a round."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
@@ -10,7 +10,9 @@ import torch
 
 from gpu.configs import CONFIGS, HandLoopIn, make_training, plain_script, synthetic_images
 from gpu.findings import Call
+from lion_fast.kernels.launch import Launch
 from support.harness import interleaved_rounds, no_garbage_collection, side_stream
+from support.training import Training
 
 Contestants = Mapping[str, tuple[Callable[[], object], int]]
 """name -> (a call, steps in it)"""
@@ -100,29 +102,73 @@ def rivals(call: Call, seconds: float) -> None:
             time_by_turns(call, f"rivals with {name}", contestants, min(20.0, max(5.0, left)))
 
 
+def options(call: Call, seconds: float) -> None:
+    """Time the fused backbone's launches of a step with each launch option, and without."""
+    from bench_backbone import make_launches
+
+    from lion_fast.kernels.dense.aot import DENSENET
+    from lion_fast.kernels.dense.launch_backward import run_beside
+    from lion_fast.kernels.dense.plan import SHIPPED, Options
+
+    beside, images = torch.cuda.Stream(), torch.empty(0, device=DEVICE)
+
+    def step(launches: Sequence[Launch], chosen: Options) -> None:
+        if chosen.weights_beside:
+            run_beside(launches, images, beside)
+        else:
+            for launch in launches:
+                launch.run(images)
+
+    contestants: dict[str, tuple[Callable[[], object], int]] = {}
+    gradients: dict[str, torch.Tensor] = {}
+    with side_stream(DEVICE):
+        for name in ("shipped", *Options._fields):
+            torch.manual_seed(0)  # the same images and weights
+            chosen = SHIPPED if name == "shipped" else SHIPPED._replace(**{name: True})
+            try:
+                launches = make_launches(DENSENET, torch.bfloat16, DEVICE, chosen)
+                contestants[name] = partial(step, list(launches.values()), chosen), 1
+                contestants[name][0]()
+            except Exception as error:  # whatever it is, the others are still to be timed
+                contestants.pop(name, None)
+                text = f"{type(error).__name__}: {str(error)[-800:]}"
+                call.say("options", config=name, error=text)
+                continue
+            gradients[name] = launches["reduce"].args["grads"].clone()
+            shipped = gradients.get("shipped", gradients[name])
+            differs = (gradients[name] - shipped).norm() / shipped.norm()
+            call.say("options", config=name, gradients_differ=differs.item())
+        time_by_turns(call, "options", contestants, seconds - 15, graph=True)
+
+
 def profile(call: Call, seconds: float) -> None:
     """Write every kernel's microseconds in one replay: where a step's time goes."""
-    from torch.profiler import ProfilerActivity, profile as profiled
-
     images = synthetic_images(call)
     for name in ("fused", "fast_fused", "graph"):
         with make_training(call, name, images, 256) as training:
-            for _ in range(3):
-                training()
-            torch.cuda.synchronize()
-            with profiled(activities=[ProfilerActivity.CUDA]) as profiler:
-                training()
-                torch.cuda.synchronize()
-            on_card = torch.autograd.DeviceType.CUDA
-            spans = sorted(
-                (event.time_range.start, event.time_range.end, event.name)
-                for event in profiler.events()
-                if event.device_type == on_card
-            )
-            if spans:
-                call.say("profile", config=name, **_summary(spans, training.steps_per_call))
-            else:
-                call.say("profile", config=name, problem="the profiler saw no kernel")
+            profile_replay(call, name, training)
+
+
+def profile_replay(call: Call, name: str, training: Training) -> None:
+    """Write every kernel's microseconds in one call of a training."""
+    from torch.profiler import ProfilerActivity, profile as profiled
+
+    for _ in range(3):
+        training()
+    torch.cuda.synchronize()
+    with profiled(activities=[ProfilerActivity.CUDA]) as profiler:
+        training()
+        torch.cuda.synchronize()
+    on_card = torch.autograd.DeviceType.CUDA
+    spans = sorted(
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in profiler.events()
+        if event.device_type == on_card
+    )
+    if spans:
+        call.say("profile", config=name, **_summary(spans, training.steps_per_call))
+    else:
+        call.say("profile", config=name, problem="the profiler saw no kernel")
 
 
 def _summary(spans: list[tuple[float, float, str]], steps: int) -> dict[str, Any]:
@@ -152,7 +198,7 @@ def overhead(call: Call, seconds: float) -> None:
     from bench_overhead import FirstSteps
 
     from lion_fast.config import Init, TrainConfig
-    from support.training import Training, new_step
+    from support.training import new_step
 
     images = synthetic_images(call)
     inits: tuple[Init, Init] = ("lion_dg", "he")

@@ -108,7 +108,13 @@ def _muon(call: Call) -> None:
 def _augment(call: Call) -> None:
     from lion_fast.kernels import augment_batch, augment_batch_ref
 
-    for side, dtype in ((16, torch.float32), (32, torch.bfloat16), (64, torch.float16)):
+    for side, reduced, dtype in (
+        (16, None, torch.float32),
+        (32, None, torch.bfloat16),
+        (64, None, torch.float16),
+        (32, 16, torch.bfloat16),
+        (32, 24, torch.float32),
+    ):
         generator = torch.Generator("cuda").manual_seed(side)
         pixels = torch.randint(
             256, (2048, side, side, 3), dtype=torch.uint8, device="cuda", generator=generator
@@ -116,12 +122,13 @@ def _augment(call: Call) -> None:
         labels = torch.arange(2048, device="cuda") % 10
         order = torch.randperm(2048, device="cuda", generator=generator)[:128]
         flips = torch.rand(128, device="cuda", generator=generator) < 0.5
-        given = {"mean": (0.49, 0.48, 0.45), "std": (0.25, 0.24, 0.26), "out_dtype": dtype}
+        given = {"mean": (0.49, 0.48, 0.45), "std": (0.25, 0.24, 0.26), "out_dtype": dtype,
+                 "side": reduced}  # fmt: skip
         ours = augment_batch(pixels, labels, order, flips, **given, impl="triton")
         exact = augment_batch_ref(pixels, labels, order, flips, **given)
         call.say(
             "values",
-            what=f"augment {side}x{side} {dtype}",
+            what=f"augment {side}x{side} {'' if reduced is None else f'to {reduced} '}{dtype}",
             median_max=_median_max([ours[0]], [exact[0].double()]),
             runs_that_differ=int(not torch.equal(ours[1], exact[1])),
             of=1,
@@ -129,8 +136,19 @@ def _augment(call: Call) -> None:
 
 
 def _dense(call: Call) -> None:
-    """Take the paper's network at its own size; fp16, which had no end last time, before bf16."""
-    from dense_runs import Setting, kernels_on, make_images, make_model, parameters_of
+    from dense_runs import kernels_on
+
+    compare_backbone(call, "dense", kernels_on)
+
+
+def compare_backbone(
+    call: Call, name: str, backbone: Callable[[Any, Tensor, int], list[Tensor]]
+) -> None:
+    """Take the paper's network at its own size; fp16, which had no end last time, before bf16.
+
+    backbone: the pooled taps, from the network, images and layers a block.
+    """
+    from dense_runs import Setting, make_images, make_model, parameters_of
 
     for dtype in (torch.float16, torch.bfloat16):
         layers = 6
@@ -161,7 +179,7 @@ def _dense(call: Call) -> None:
             return [t.to(torch.promote_types(t.dtype, torch.float32)).mean((2, 3)) for t in taps]
 
         def kernels(model: Any) -> list[Tensor]:
-            return kernels_on(model, images, layers)  # noqa: B023
+            return backbone(model, images, layers)  # noqa: B023
 
         def again() -> list[Tensor]:
             return [t for group in run(make_model(setting), kernels) for t in group]  # noqa: B023
@@ -172,12 +190,12 @@ def _dense(call: Call) -> None:
             ("pooled", "grads", "running"), ours, stock, truth, strict=True
         ):
             call.say(
-                "values", what=f"dense {dtype} {kind}", ours_median_max=_median_max(a, exact),
+                "values", what=f"{name} {dtype} {kind}", ours_median_max=_median_max(a, exact),
                 autocast_median_max=_median_max(b, exact),
             )  # fmt: skip
         repeats = 2 if call.rehearse else 40
         differing = _differing(again, [t for group in ours for t in group], repeats)
-        call.say("values", what=f"dense {dtype} bits", runs_that_differ=differing, of=repeats)
+        call.say("values", what=f"{name} {dtype} bits", runs_that_differ=differing, of=repeats)
 
 
 def tests(call: Call, seconds: float) -> None:

@@ -21,15 +21,19 @@ CONFIGS = {
     "graph": "engine graph",
     "fewer": "engine graph, fewer launches (an option then, removed since)",
     "fused": "engine graph, fused backbone",
+    "persistent": "engine graph, persistent backbone",
     "fast": "engine graph, Muon",
     "fast_fused": "engine graph, fused backbone, Muon",
     "resnet": "ResNet-DS, engine graph",
 }
 """What is timed, in words; the modules run the backbone where nothing else is said."""
 _RECIPES = {
-    "fast": "preset fast",
-    "fast fused": "preset fast, fused backbone",
-    "fast fewer": "preset fast, fewer launches (removed since)",
+    "fast": "preset fast-v1",
+    "fast fused": "preset fast-v1, fused backbone",
+    "fast fused beside": "preset fast, fused backbone, by turns with persistent",
+    "fast persistent": "preset fast, persistent backbone",
+    "fast fewer": "preset fast-v1, fewer launches (removed since)",
+    "fast v2 fused": "preset fast, fused backbone",
     "paper he": "preset paper",
     "paper lion_dg": "preset paper",
     "resnet70": "ResNet-DS, ended at 70 %",
@@ -97,7 +101,7 @@ def headline(card: Card) -> Iterator[str]:
             middle, interval = _interval(ratios[name].low, ratios[name].high, ratios[name].median)
             rows.append([words, f"{middle} {interval}", f"n = {ratios[name].n} rounds", where])
     runs = runs_by_recipe(card)
-    for recipe in ("fast fused", "fast", "paper he", "paper lion_dg"):
+    for recipe in ("fast v2 fused", "fast fused", "fast", "paper he", "paper lion_dg"):
         for (name, init), found in runs.items():
             if name == recipe:
                 steps, secs = (_mean([run[key] for run in found]) for key in ("steps", "seconds"))

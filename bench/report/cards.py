@@ -133,8 +133,14 @@ def runs_by_recipe(card: Card) -> dict[tuple[str, str], list[dict[str, Any]]]:
 def baseline_of(
     recipe: str, init: str, runs: Mapping[tuple[str, str], object]
 ) -> tuple[str, str] | None:
-    """Return what a recipe is set against: He-init of the same, or preset fast's modules."""
+    """Return what a recipe is set against: He-init of the same, or what ran by turns with it."""
     if init != "he" and (recipe, "he") in runs:
         return recipe, "he"
-    other = {"paper lion_dg": "paper he", "fast fused": "fast", "fast fewer": "fast"}.get(recipe)
+    other = {
+        "paper lion_dg": "paper he",
+        "fast v2 fused": "fast fused",
+        "fast fused": "fast",
+        "fast fewer": "fast",
+        "fast persistent": "fast fused beside",
+    }.get(recipe)
     return (other, "he") if other and (other, "he") in runs else None

@@ -103,8 +103,8 @@ class PlainScript:
             batch_size=config.batch_size,
             shuffle=True,
             drop_last=True,
-            num_workers=config.num_workers,
-            persistent_workers=config.num_workers > 0,
+            num_workers=config.most_workers,
+            persistent_workers=config.most_workers > 0,
             pin_memory=device.type == "cuda",
         )
         self._batches = self._epochs()

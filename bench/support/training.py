@@ -53,10 +53,11 @@ class Training:
                 num_steps=num_steps,
                 device=self.resolved.device,
                 dtype=self.resolved.compute_dtype,
+                reduces=bool(config.resolutions),
             ),
             impl=self.resolved.impl,
             steps_per_run=config.steps_per_run,
-            num_workers=config.num_workers,
+            num_workers=config.most_workers,
         )
         num_heads = len(self.step.model.heads.aux) + 1
         self._engine = make_engine(
@@ -85,7 +86,7 @@ class Training:
 
     def rewind(self) -> None:
         """Make the next step's batch the plan's first; the weights stay as they are."""
-        self.loader.seek(0)
+        self._engine.restart(self.loader)
         self._steps_left = self._num_steps
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import torch
 
 from ..aot_case import AotCase, case_of
+from ..launch import Launch
 from .launch import empty_forward, forward_launches, pack_launch, running_statistics_launch
 from .launch_backward import backward_launches, gradient_size
 from .plan import NUM_BLOCKS, Plan
@@ -13,8 +14,8 @@ DENSENET = Plan(
 _NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
-def step_cases(plan: Plan, dtype: torch.dtype) -> list[AotCase]:
-    """Return the launches of a whole step in order, from tensors without data."""
+def step_launches(plan: Plan, dtype: torch.dtype) -> dict[str, Launch]:
+    """Return the launches of a whole step in order, by name, from tensors without data."""
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, device="meta")
@@ -33,11 +34,14 @@ def step_cases(plan: Plan, dtype: torch.dtype) -> list[AotCase]:
         running_statistics_launch(plan, out.statistics, norms, norms, 0.1),
         *backward_launches(plan, grads, pooled, images, out, 1e-5, True),
     ]
+    return dict(zip(step_names(plan.block_layers), launches, strict=True))
+
+
+def step_cases(plan: Plan, dtype: torch.dtype) -> list[AotCase]:
+    """Return what a whole step launches, in order."""
     head = f"dense {_NAMES[dtype]}"
-    cases = [
-        case_of(f"{head} {name}", launch)
-        for name, launch in zip(step_names(plan.block_layers), launches, strict=True)
-    ]
+    launches = step_launches(plan, dtype)
+    cases = [case_of(f"{head} {name}", launch) for name, launch in launches.items()]
     # Before 8.0 products would leave the tensor cores: `dense_obstacle` refuses it.
     return [case._replace(min_capability=80) for case in cases]
 

@@ -22,7 +22,7 @@ from .forward import (
     _dense_transition_kernel,
 )
 from .gradients import _dense_pack_kernel
-from .plan import NUM_BLOCKS, BlockPlan, Plan, chunks
+from .plan import NUM_BLOCKS, SHIPPED, BlockPlan, Options, Plan, chunks
 from .statistics import _dense_running_statistics_kernel
 
 _PACK_ELEMENTS = 1024
@@ -109,12 +109,12 @@ class BlockBuffers(NamedTuple):
     end_weights: Tensor
 
 
-def block_buffers(plan: Plan, out: DenseForward) -> list[BlockBuffers]:
+def block_buffers(plan: Plan, out: DenseForward, options: Options = SHIPPED) -> list[BlockBuffers]:
     """Return each block's parts of the flat buffers."""
     places = _places(plan)
     return [
         BlockBuffers(
-            block,
+            block._replace(options=options),
             out.maps[places.maps[i] : places.maps[i + 1]],
             out.statistics[places.statistics[i] : places.statistics[i + 1]],
             out.affine[places.affine[i] : places.affine[i + 1]],
@@ -193,13 +193,15 @@ def chunk_arguments(channels: int) -> dict[str, Any]:
     return {"NUM_CHUNKS": len(sizes), "CHUNKS": sizes, "FIRST": firsts}
 
 
-def forward_launches(plan: Plan, out: DenseForward, images: Tensor, eps: float) -> list[Launch]:
+def forward_launches(
+    plan: Plan, out: DenseForward, images: Tensor, eps: float, options: Options = SHIPPED
+) -> list[Launch]:
     """Return the launches that fill `out` from its packed parameters.
 
     images: (B, 3, H, W), channels_last in memory.
     """
     new = functools.partial(torch.empty, dtype=torch.float32, device=images.device)
-    blocks = block_buffers(plan, out)
+    blocks = block_buffers(plan, out, options)
     launches: list[Launch] = []
     means: list[tuple[Tensor, Tensor]] = []
     latest: _New | None = None
@@ -222,7 +224,7 @@ def forward_launches(plan: Plan, out: DenseForward, images: Tensor, eps: float) 
             each = b.positions // b.layer_programs
             latest = _New(partials, b.padded_before(u), b.growth_rate, b.layer_programs, each)
     assert latest is not None
-    launches.append(_taps_launch(plan, blocks, out, latest, means[:-1], eps))
+    launches.append(_taps_launch(blocks, out, latest, means[:-1], eps))
     return launches
 
 
@@ -290,7 +292,6 @@ def _transition_launch(
 
 
 def _taps_launch(
-    plan: Plan,
     blocks: Sequence[BlockBuffers],
     out: DenseForward,
     new: _New,
@@ -299,7 +300,7 @@ def _taps_launch(
 ) -> Launch:
     block, b = blocks[-1], blocks[-1].plan
     groups = triton.cdiv(b.padded_channels, b.growth_rate)
-    taps = plan.blocks[:-1]
+    taps = [each.plan for each in blocks[:-1]]
     args = {
         "map": block.map, "affine": block.affine[b.num_layers * 2 * b.padded_channels :],
         "statistics": block.statistics, "partials": new.partials, "pooled": tuple(out[:3]),

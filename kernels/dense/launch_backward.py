@@ -19,7 +19,7 @@ from ..launch import Launch
 from .backward import _dense_group_bwd_kernel
 from .gradients import _dense_reduce_kernel, _dense_weights_bwd_kernel
 from .launch import BlockBuffers, DenseForward, block_buffers, chunk_arguments
-from .plan import NUM_BLOCKS, WEIGHT_CHANNELS, BlockPlan, Plan
+from .plan import NUM_BLOCKS, SHIPPED, WEIGHT_CHANNELS, BlockPlan, Options, Plan
 
 _GROUP = 8
 """channels that a program of the backward chain pulls"""
@@ -68,7 +68,9 @@ class _Matrix(NamedTuple):
         return self.tensor.stride(0)
 
 
-def _matrices(plan: Plan, like: Tensor) -> tuple[Tensor, list[_Matrix], list[_Matrix]]:
+def _matrices(
+    plan: Plan, blocks: Sequence[BlockPlan], like: Tensor
+) -> tuple[Tensor, list[_Matrix], list[_Matrix]]:
     """Return one buffer, and in it the partials of each block's convolutions and norms.
 
     The stem belongs to block 1's convolutions and each transition to the block before it.
@@ -77,11 +79,11 @@ def _matrices(plan: Plan, like: Tensor) -> tuple[Tensor, list[_Matrix], list[_Ma
     per_block = plan.block_layers + 1  # a transition or the stem beside the layers
     bounds = [0, 1 + per_block, 1 + 2 * per_block, len(convs)]
     widths = [sum(convs[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
-    rows = [block.weight_programs for block in plan.blocks]
+    rows = [block.weight_programs for block in blocks]
     for i in range(NUM_BLOCKS):
         channels = plan.norm_channels[i * per_block : (i + 1) * per_block]
         widths.append(2 * sum(channels))
-        rows.append(plan.blocks[i].programs)
+        rows.append(blocks[i].programs)
     strides = [-(-width // _ROW_ALIGNMENT) * _ROW_ALIGNMENT for width in widths]
     starts = list(accumulate((r * s for r, s in zip(rows, strides, strict=True)), initial=0))
     buffer = torch.empty(starts[-1], dtype=torch.float32, device=like.device)
@@ -133,15 +135,17 @@ def backward_launches(
     saved: DenseForward,
     eps: float,
     channels_last: bool,
+    options: Options = SHIPPED,
 ) -> list[Launch]:
     """Return the launches that fill the flat gradient `grads`.
 
     d_pooled: (B, C) fp32 for each tap, neighbouring channels neighbours in memory. saved: what the
     forward wrote, from the same images.
     """
-    blocks = block_buffers(plan, saved)
-    partials, conv_matrices, norm_matrices = _matrices(plan, images)
-    gradients = [_gradients(block, images) for block in plan.blocks]
+    blocks = block_buffers(plan, saved, options)
+    plans = [block.plan for block in blocks]
+    partials, conv_matrices, norm_matrices = _matrices(plan, plans, images)
+    gradients = [_gradients(block, images) for block in plans]
     launches = []
     for i in reversed(range(NUM_BLOCKS)):
         end = (blocks[i + 1], gradients[i + 1]) if i + 1 < NUM_BLOCKS else None
@@ -157,6 +161,25 @@ def backward_launches(
         )  # fmt: skip
     launches.append(_reduce_launch(partials, [*conv_matrices, *norm_matrices], grads))
     return launches
+
+
+def run_beside(launches: Sequence[Launch], device_of: Tensor, side: torch.cuda.Stream) -> None:
+    """Run `backward_launches`, those of weight gradients on `side`, a stream of the same device.
+
+    They need the groups of their block, and only the reduction, which comes last, needs them. Both
+    streams are one again when this returns, so that a capture may hold it, and memory of either may
+    be given back.
+    """
+    main = torch.cuda.current_stream(device_of.device)
+    for launch in launches:
+        if launch.kernel is _dense_weights_bwd_kernel:
+            side.wait_stream(main)
+            with torch.cuda.stream(side):
+                launch.run(device_of)
+        else:
+            if launch.kernel is _dense_reduce_kernel:
+                main.wait_stream(side)
+            launch.run(device_of)
 
 
 _End = tuple[BlockBuffers, _Gradients] | None
@@ -200,7 +223,10 @@ def _group_launch(
         "TAP_K": max(16, b.growth_rate),
     }  # fmt: skip
     grid = (b.programs, triton.cdiv(width, _GROUP))
-    return Launch(_dense_group_bwd_kernel, grid, args, b.backward_warps, num_stages=1)
+    return Launch(
+        _dense_group_bwd_kernel, grid, args, b.backward_warps, num_stages=1,
+        max_registers=b.max_registers(is_input),
+    )  # fmt: skip
 
 
 def _weights_launch(

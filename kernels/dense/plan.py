@@ -28,9 +28,14 @@ MAX_CHANNELS = 128
 # tile make 128 programs. The backward takes 8 warps where 4 would spill on sm_100.
 _TILES = (128, 128, 64)
 _MAX_PROGRAMS = (256, 256, 128)
+_FEWER_PROGRAMS = (128, 128, 128)
 _FORWARD_WARPS = 4
 _TRANSITION_WARPS = 8
 _BACKWARD_WARPS = (8, 8, 4)
+# Registers a thread, for a group and for a block's input, that leave room for two programs of 8
+# warps an SM and for three (bench/results/counts/registers-*.txt): the compiler takes so many that
+# one fits, or two. Block 3's 128 programs are less than one an SM.
+_MAX_REGISTERS = ((128, 80), (128, 80), (None, None))
 # Block 1 walks down rows of 64 positions (several narrow images side by side), at least 8 a
 # program: 10 rows are read for 8 written.
 _WALK_POSITIONS = 64
@@ -39,6 +44,24 @@ _WALK_ROWS = 8
 WEIGHT_CHANNELS = 32
 _WEIGHT_PROGRAMS = 44
 _WEIGHT_TILE = 128
+
+
+class Options(NamedTuple):
+    """What no card has decided yet, of how a step is launched. None is on by default.
+
+    `bench/gpu/card.py --stages options` times each by itself. Values stay the same but for the
+    order of sums with fewer_partials.
+    """
+
+    limit_registers: bool = False
+    """fewer registers a thread in the group backwards where an SM then holds more programs"""
+    weights_beside: bool = False
+    """weight gradients on a stream of their own, beside the next block's groups"""
+    fewer_partials: bool = False
+    """half as many programs in blocks 1 and 2, so that the next kernel has fewer to combine"""
+
+
+SHIPPED = Options()
 
 
 def padded(channels: int) -> int:
@@ -74,6 +97,7 @@ class BlockPlan(NamedTuple):
     in_channels: int
     growth_rate: int
     num_layers: int
+    options: Options = SHIPPED
 
     @property
     def positions(self) -> int:
@@ -115,7 +139,7 @@ class BlockPlan(NamedTuple):
     @property
     def programs(self) -> int:
         """Programs that share the tiles evenly."""
-        most = min(_MAX_PROGRAMS[self.stage], self.num_tiles)
+        most = min(self._max_programs, self.num_tiles)
         return next(n for n in range(most, 0, -1) if self.num_tiles % n == 0)
 
     @property
@@ -148,9 +172,17 @@ class BlockPlan(NamedTuple):
     def walk_rows(self) -> int:
         """Rows that a walking program makes of each image."""
         rows = _WALK_ROWS
-        while rows < self.height and self._walks_of(rows) > _MAX_PROGRAMS[self.stage]:
+        while rows < self.height and self._walks_of(rows) > self._max_programs:
             rows *= 2
         return rows
+
+    @property
+    def _max_programs(self) -> int:
+        return (_FEWER_PROGRAMS if self.options.fewer_partials else _MAX_PROGRAMS)[self.stage]
+
+    def max_registers(self, is_input: bool) -> int | None:
+        """Return the registers a thread of the backward chain's; None: as the compiler likes."""
+        return _MAX_REGISTERS[self.stage][is_input] if self.options.limit_registers else None
 
     def _walks_of(self, rows: int) -> int:
         return self.batch // self.walk_images * (self.height // rows)

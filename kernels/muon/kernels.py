@@ -6,6 +6,9 @@ Shape letters: R rows and C columns of a weight seen as a matrix with R <= C.
 import triton
 import triton.language as tl
 
+from .halves import _muon_matrix_in_halves
+from .matrices import _average, _identity, _square_norm
+
 
 @triton.jit
 def _product(a, b):
@@ -28,26 +31,10 @@ def _gram_of_ahead(
         c = start + tl.arange(0, BLOCK_C)
         cell = r[:, None] * stride_r + c[None, :] * stride_c
         mask = (r < rows)[:, None] & (c < columns)[None, :]
-        g = tl.load(grad + cell, mask=mask, other=0.0)
-        v = tl.load(average + cell, mask=mask, other=0.0)
-        v += (1.0 - momentum) * (g - v)
-        tl.store(average + cell, v, mask=mask)
-        u = g + momentum * (v - g)
+        u = _average(grad, average, cell, mask, momentum)
         gram += _product(u, tl.trans(u))
     tl.debug_barrier()
     return gram
-
-
-@triton.jit
-def _identity(N: tl.constexpr):
-    n = tl.arange(0, N)
-    return (n[:, None] == n[None, :]).to(tl.float32)
-
-
-@triton.jit
-def _square_norm(gram, N: tl.constexpr, EPS: tl.constexpr):
-    # The squared Frobenius norm is the trace.
-    return tl.maximum(tl.sum(tl.sum(gram * _identity(N), 1), 0), EPS * EPS)
 
 
 @triton.jit
@@ -159,6 +146,7 @@ def _muon_update_kernel(
     SCALE: tl.constexpr, CUBIC: tl.constexpr, QUINTIC: tl.constexpr, LINEAR: tl.constexpr,
     ITERATIONS: tl.constexpr, EPS: tl.constexpr,
     NUM_SIZES: tl.constexpr, FIRST: tl.constexpr, IN_REGISTERS: tl.constexpr,
+    TENSOR_CORES: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Run `_muon_matrix` on every weight. Weights FIRST[s] ... FIRST[s + 1] - 1 have block size s.
@@ -183,7 +171,13 @@ def _muon_update_kernel(
                 scale = tl.where(i == j, SCALE[j], scale)
                 stride_r = tl.where(i == j, STRIDE_R[j], stride_r)
                 stride_c = tl.where(i == j, STRIDE_C[j], stride_c)
-            if IN_REGISTERS[s]:
+            if TENSOR_CORES:
+                _muon_matrix_in_halves(
+                    weight, grad, average, lr, rows, columns, stride_r, stride_c, scale,
+                    momentum, weight_decay, CUBIC, QUINTIC, LINEAR, ITERATIONS, EPS,
+                    BLOCK_R[s], BLOCK_C[s],
+                )  # fmt: skip
+            elif IN_REGISTERS[s]:
                 _muon_matrix(
                     weight, grad, average, lr, rows, columns, stride_r, stride_c, scale,
                     momentum, weight_decay, CUBIC, QUINTIC, LINEAR, ITERATIONS, EPS,

@@ -2,9 +2,9 @@
 
 Prints, per kernel, dtype and target, what DenseNet-DS at batch 128 takes: registers a thread, bytes
 of shared memory a program asks for, and bytes of local memory a thread (what does not fit in
-registers). Raises CompileError where a kernel does not compile. Nothing of it says how fast a
-kernel is. sm_80, 86, 89 and 120 are refused at run time: a program has less shared memory there
-than this network's image takes.
+registers). Of the passes there are two forms: an image a program, and, where a target's programs
+have too little memory for that or a batch has more images than there are processors, images in
+turn. Raises CompileError where a kernel does not compile. Nothing of it says how fast a kernel is.
 """
 
 import re
@@ -17,11 +17,17 @@ import torch
 from triton import knobs
 
 from ..dense.plan import Plan
-from .compile import compiled, definitions_of
+from .compile import FILES, compiled, definitions_of
 from .plan import PersistentPlan
 
 PAPER = Plan(128, 32, 32, 24, 8, 6)
-CAPABILITIES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+SHARED_BYTES = {
+    (8, 0): 166912, (8, 6): 101376, (8, 9): 101376, (9, 0): 232448, (10, 0): 232448,
+    (12, 0): 101376,
+}  # fmt: skip
+"""by compute capability: the most that a program may ask for (CUDA C++ Programming Guide, "Compute
+Capabilities", maximum amount of shared memory per thread block)"""
+FORMS = {"resident": PersistentPlan(PAPER), "in-turn": PersistentPlan(PAPER, 64, False)}
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 
 
@@ -41,9 +47,10 @@ class Resources(NamedTuple):
         return f"{self.registers}/{self.shared_bytes}/{self.local_bytes}"
 
 
-def resources(plan: Plan, dtype: torch.dtype, capability: tuple[int, int]) -> list[Resources]:
+def resources(
+    sizes: PersistentPlan, dtype: torch.dtype, capability: tuple[int, int]
+) -> list[Resources]:
     """Compile a network's kernels for a target and read what they take."""
-    sizes = PersistentPlan(plan)
     shared = {"forward": sizes.forward_shared, "backward": sizes.backward_shared}
     found = []
     for file, cubin in compiled(definitions_of(sizes.definitions, dtype), capability).items():
@@ -64,14 +71,23 @@ def resources(plan: Plan, dtype: torch.dtype, capability: tuple[int, int]) -> li
 
 def main() -> None:
     """Compile and print."""
-    heads = [f"sm_{major}{minor}" for major, minor in CAPABILITIES]
-    print("registers a thread/shared bytes a program/local bytes a thread")
-    print(f"{'':18}" + "".join(f"  {head:>14}" for head in heads))
-    for dtype in (torch.bfloat16, torch.float16):
-        columns = [resources(PAPER, dtype, capability) for capability in CAPABILITIES]
-        for row in zip(*columns, strict=True):
-            cells = "".join(f"  {r.cell:>14}" for r in row)
-            print(f"{row[0].kernel + ' ' + row[0].dtype:18}{cells}", flush=True)
+    heads = [f"sm_{major}{minor}" for major, minor in SHARED_BYTES]
+    print("registers a thread/shared bytes a program/local bytes a thread; -: too little memory")
+    print(f"{'':26}" + "".join(f"  {head:>14}" for head in heads))
+    for form, sizes in FORMS.items():
+        for dtype in (torch.bfloat16, torch.float16):
+            rows: dict[str, list[str]] = {Path(file).stem: [] for file in FILES}
+            for capability, shared_bytes in SHARED_BYTES.items():
+                if sizes.shared_bytes > shared_bytes:
+                    found = dict.fromkeys(rows, "-")
+                else:
+                    found = {r.kernel: r.cell for r in resources(sizes, dtype, capability)}
+                for kernel, cells in rows.items():
+                    cells.append(found[kernel])
+            name = str(dtype).removeprefix("torch.")
+            for kernel, cells in rows.items():
+                columns = "".join(f"  {cell:>14}" for cell in cells)
+                print(f"{kernel + ' ' + name + ' ' + form:26}{columns}", flush=True)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class BackwardArguments(ctypes.Structure):
         ("columns", _POINTER),
         ("grads", _POINTER),
         ("scratch", _POINTER),
+        ("planes", _POINTER),
         ("exchange", _POINTER),
         ("eps", ctypes.c_float),
     ]

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch  # before NVRTC: loads the library that its wheel brings
 
@@ -25,8 +25,11 @@ class CompileError(RuntimeError):
     """NVRTC refused a source; says what it printed."""
 
 
-def compiler_obstacle() -> str | None:
-    """Return why nothing can be compiled here, in one line, or None."""
+def compiler_obstacle(capability: tuple[int, int] | None = None) -> str | None:
+    """Return why nothing can be compiled here, in one line, or None.
+
+    capability: of a GPU of this machine, whose driver has to load what is compiled for it.
+    """
     if importlib.util.find_spec("cuda") is None or not importlib.util.find_spec("cuda.bindings"):
         return (
             "the package cuda-bindings is not installed, which brings NVRTC and the driver's calls"
@@ -37,7 +40,26 @@ def compiler_obstacle() -> str | None:
         status, *_ = nvrtc.nvrtcVersion()
     except RuntimeError as error:  # the bindings found no library
         return f"NVRTC was not found: {str(error).splitlines()[0]}"
-    return None if status == nvrtc.nvrtcResult.NVRTC_SUCCESS else f"NVRTC does not answer: {status}"
+    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        return f"NVRTC does not answer: {status}"
+    return None if capability is None else _gpu_obstacle(capability)
+
+
+def _gpu_obstacle(capability: tuple[int, int]) -> str | None:
+    from cuda.bindings import driver, nvrtc
+
+    major, minor = _nvrtc_version()
+    _status, known = nvrtc.nvrtcGetSupportedArchs()
+    if 10 * capability[0] + capability[1] not in known:
+        return f"NVRTC {major}.{minor} compiles nothing for sm_{capability[0]}{capability[1]}"
+    # Of the same major version every driver loads what NVRTC compiles.
+    _status, version = driver.cuDriverGetVersion()
+    if version // 1000 < major:
+        return (
+            f"the driver runs CUDA {version // 1000}.{version % 1000 // 10}, and NVRTC is of CUDA "
+            f"{major}.{minor}: update the driver"
+        )
+    return None
 
 
 def cache_folder() -> Path:
@@ -51,6 +73,11 @@ def definitions_of(sizes: Mapping[str, int], dtype: torch.dtype) -> dict[str, in
     return {**sizes, "HALF_IS_FP16": int(dtype == torch.float16)}
 
 
+def missing(definitions: Mapping[str, int], capability: tuple[int, int]) -> list[str]:
+    """Return those of FILES whose cubin `compiled` would have to make."""
+    return [file for file in FILES if not _job(file, definitions, capability).path.exists()]
+
+
 def compiled(definitions: Mapping[str, int], capability: tuple[int, int]) -> dict[str, bytes]:
     """Return the cubin of each of FILES, compiled where it is not kept yet, side by side.
 
@@ -58,21 +85,39 @@ def compiled(definitions: Mapping[str, int], capability: tuple[int, int]) -> dic
     be written.
     """
     with ThreadPoolExecutor(len(FILES)) as pool:  # NVRTC holds no lock of Python's
-        cubins = pool.map(lambda file: _one(file, definitions, capability), FILES)
+        cubins = pool.map(lambda file: compiled_file(file, definitions, capability), FILES)
         return dict(zip(FILES, cubins, strict=True))
 
 
-def _one(file: str, definitions: Mapping[str, int], capability: tuple[int, int]) -> bytes:
+class _Job(NamedTuple):
+    source: bytes
+    headers: dict[str, bytes]
+    options: list[str]
+    path: Path
+    """of the cubin, once it is there"""
+
+
+def _job(file: str, definitions: Mapping[str, int], capability: tuple[int, int]) -> _Job:
     options = [
         f"--gpu-architecture=sm_{capability[0]}{capability[1]}",
         "--std=c++17",
+        "--generate-line-info",  # changes no instruction; profilers and bench/gpu name lines by it
         *(f"-D{name}={value}" for name, value in definitions.items()),
     ]
     headers = {path.name: path.read_bytes() for path in sorted(_SOURCES.glob("*.h"))}
     source = (_SOURCES / file).read_bytes()
     version = importlib.metadata.version("cuda-bindings"), _nvrtc_version()
     key = repr((file, source, headers, options, version)).encode()
-    path = cache_folder() / f"{Path(file).stem}-{hashlib.sha256(key).hexdigest()[:32]}.cubin"
+    digest = hashlib.sha256(key).hexdigest()[:32]
+    return _Job(source, headers, options, cache_folder() / f"{Path(file).stem}-{digest}.cubin")
+
+
+def compiled_file(file: str, definitions: Mapping[str, int], capability: tuple[int, int]) -> bytes:
+    """Return the cubin of a source: of `csrc/`, or the path of another that includes from there.
+
+    Raises as `compiled`.
+    """
+    source, headers, options, path = _job(file, definitions, capability)
     if path.exists():
         return path.read_bytes()
     cubin = _compile(file, source, headers, options)

@@ -39,12 +39,16 @@ def loaded(
 
     Stays loaded as long as the process runs: captured graphs keep its address.
     """
+    capability = torch.cuda.get_device_capability(device)
+    return function_of(compiled(dict(definitions), capability)[file], kernel, shared_bytes, device)
+
+
+def function_of(cubin: bytes, kernel: str, shared_bytes: int, device: int) -> Any:
+    """Load a cubin on CUDA device `device`, and return one of its kernels."""
     from cuda.bindings import driver
 
-    capability = torch.cuda.get_device_capability(device)
-    cubin = compiled(dict(definitions), capability)[file]
     with torch.cuda.device(device):
-        module = _checked(driver.cuModuleLoadData(cubin), f"loading {file}")
+        module = _checked(driver.cuModuleLoadData(cubin), f"loading {kernel}")
         function = _checked(driver.cuModuleGetFunction(module, kernel.encode()), kernel)
         if shared_bytes > _DEFAULT_SHARED:
             attribute = driver.CUfunction_attribute(_SHARED_BYTES)

@@ -45,7 +45,7 @@ class PersistentLaunch(NamedTuple):
 
     file: str
     kernel: str
-    plan: Plan
+    sizes: PersistentPlan
     dtype: torch.dtype
     arguments: ctypes.Structure
     inputs: Mapping[str, Tensor]
@@ -59,7 +59,7 @@ class PersistentLaunch(NamedTuple):
     def run(self) -> None:
         """Enqueue the kernel on the current stream of the device that holds its tensors."""
         device = next(iter(self.inputs.values())).device
-        definitions = definitions_of(PersistentPlan(self.plan).definitions, self.dtype)
+        definitions = definitions_of(self.sizes.definitions, self.dtype)
         function = loaded(
             self.file, self.kernel, tuple(definitions.items()), self.shared_bytes,
             device.index or 0,
@@ -102,7 +102,7 @@ def empty_exchange(plan: Plan, images: Tensor) -> Tensor:
 
 
 def pack_launch(
-    plan: Plan,
+    sizes: PersistentPlan,
     table: Tables,
     out: PersistentForward,
     exchange: Tensor,
@@ -128,13 +128,13 @@ def pack_launch(
     inputs |= {"table of weights": table.halves, "table of affine": table.affine}
     outputs = {"weights": out.weights, "affine": out.affine, "exchange": exchange}
     return PersistentLaunch(
-        "pack.cu", "dense_persistent_pack", plan, out.maps.dtype, arguments, inputs, outputs,
+        "pack.cu", "dense_persistent_pack", sizes, out.maps.dtype, arguments, inputs, outputs,
         _PACK_PROGRAMS, _PACK_THREADS, 0, cooperative=False,
     )  # fmt: skip
 
 
 def forward_launch(
-    plan: Plan, out: PersistentForward, exchange: Tensor, images: Tensor, eps: float
+    sizes: PersistentPlan, out: PersistentForward, exchange: Tensor, images: Tensor, eps: float
 ) -> PersistentLaunch:
     """Return the launch that fills the rest of `out` from its packed parameters.
 
@@ -156,13 +156,13 @@ def forward_launch(
     outputs = {"maps": out.maps, "statistics": out.statistics}
     outputs |= {f"pooled {i}": pooled for i, pooled in enumerate(out[:3])}
     return PersistentLaunch(
-        "forward.cu", "dense_persistent_forward", plan, images.dtype, arguments, inputs, outputs,
-        plan.batch, THREADS, PersistentPlan(plan).forward_shared, cooperative=True,
+        "forward.cu", "dense_persistent_forward", sizes, images.dtype, arguments, inputs, outputs,
+        sizes.programs, THREADS, sizes.forward_shared, cooperative=True,
     )  # fmt: skip
 
 
 def backward_launch(
-    plan: Plan,
+    sizes: PersistentPlan,
     table: Tables,
     grads: Tensor,
     d_pooled: Sequence[Tensor],
@@ -175,11 +175,13 @@ def backward_launch(
     d_pooled: (B, C) fp32 for each tap, contiguous. saved: what the forward wrote, from the same
     images.
     """
+    plan = sizes.plan
     assert grads.numel() == gradient_size(plan)
-    sizes = PersistentPlan(plan)
     single = functools.partial(torch.empty, dtype=torch.float32, device=images.device)
     columns = single(plan.batch * sizes.num_columns)
     scratch = single(plan.batch * sizes.scratch_groups * sizes.scratch_tiles * THREADS * 4)
+    in_memory = 0 if sizes.is_resident else plan.batch * sizes.image_bytes
+    planes = torch.empty(in_memory, dtype=torch.uint8, device=images.device)
     exchange = empty_exchange(plan, images).zero_()
     arguments = BackwardArguments(
         images.data_ptr(),
@@ -192,6 +194,7 @@ def backward_launch(
         columns.data_ptr(),
         grads.data_ptr(),
         scratch.data_ptr(),
+        planes.data_ptr(),
         exchange.data_ptr(),
         eps,
     )
@@ -200,10 +203,10 @@ def backward_launch(
         "affine": saved.affine, "weights": saved.weights, "order": table.gradient,
         "exchange": exchange, **{f"d pooled {i}": d for i, d in enumerate(d_pooled)},
     }  # fmt: skip
-    outputs = {"columns": columns, "grads": grads, "scratch": scratch}
+    outputs = {"columns": columns, "grads": grads, "scratch": scratch, "planes": planes}
     return PersistentLaunch(
-        "backward.cu", "dense_persistent_backward", plan, images.dtype, arguments, inputs,
-        outputs, plan.batch, THREADS, sizes.backward_shared, cooperative=True,
+        "backward.cu", "dense_persistent_backward", sizes, images.dtype, arguments, inputs,
+        outputs, sizes.programs, THREADS, sizes.backward_shared, cooperative=True,
     )  # fmt: skip
 
 

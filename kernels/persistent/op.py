@@ -2,13 +2,16 @@
 
 The network, its numbers and its parameters are those of `..dense.op`, whose reference is this op's
 truth too. Here an image never leaves the processor that owns it; between processors pass a layer's
-batch statistics alone (`csrc/forward.cu`, `csrc/backward.cu`).
+batch statistics alone (`csrc/forward.cu`, `csrc/backward.cu`). Where there are more images than
+processors, or one does not fit a processor's memory, each goes through its images in every phase,
+with the same bits.
 
 Maps are rounded to their dtype once, when they are written; statistics, sums of products, raw
 gradients and gradients of parameters are fp32. The same inputs give the same bits.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +30,7 @@ from ..dense.op import (
     _setup_context,
 )
 from ..dense.plan import Plan
-from .compile import compiler_obstacle
+from .compile import compiled, compiler_obstacle, definitions_of, missing
 from .launch import (
     PersistentForward,
     backward_launch,
@@ -38,7 +41,7 @@ from .launch import (
     tables_on,
 )
 from .pack import num_halves
-from .plan import persistent_obstacle
+from .plan import PersistentPlan, fitted, persistent_obstacle
 
 
 @torch.library.custom_op("lion_fast::persistent_backbone", mutates_args=())
@@ -52,13 +55,17 @@ def _persistent_backbone(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the fields of `PersistentForward`."""
     plan = _plan(images, convs, block_layers)
+    # Asked here, where Dynamo does not look: to keep its eyes off costs an import of all of it.
+    if obstacle := persistent_obstacle_on(images.device, tuple(plan), images.dtype):
+        raise ValueError(f"the persistent backbone cannot run here: {obstacle}")
     channels_last = _channels_last(convs)
     table = tables_on(plan, channels_last, images.device)
     out = empty_forward(plan, images, table.halves.numel())
     exchange = empty_exchange(plan, images)
     parameters = _in_format(convs, channels_last), gammas, betas
-    pack_launch(plan, table, out, exchange, *parameters).run()
-    forward_launch(plan, out, exchange, images, eps).run()
+    sizes = _fitted(plan, images.device)
+    pack_launch(sizes, table, out, exchange, *parameters).run()
+    forward_launch(sizes, out, exchange, images, eps).run()
     return out
 
 
@@ -88,7 +95,8 @@ def _persistent_backbone_backward(
     table = tables_on(plan, channels_last, images.device)
     grads = torch.empty(gradient_size(plan), dtype=torch.float32, device=images.device)
     rows = [d.contiguous() for d in d_pooled]
-    backward_launch(plan, table, grads, rows, images, PersistentForward(*saved), eps).run()
+    sizes = _fitted(plan, images.device)
+    backward_launch(sizes, table, grads, rows, images, PersistentForward(*saved), eps).run()
     return grads
 
 
@@ -110,8 +118,12 @@ def _gpu_of(device: torch.device) -> dict[str, Any] | None:
     }
 
 
-# Of a device and sizes that a compiled step does not change: nothing for Dynamo to trace.
-@torch.compiler.assume_constant_result
+def _fitted(plan: Plan, device: torch.device) -> PersistentPlan:
+    gpu = _gpu_of(device)
+    assert gpu is not None, "refused before"
+    return fitted(plan, processors=gpu["processors"], shared_bytes=gpu["shared_bytes"])
+
+
 def persistent_obstacle_on(
     device: torch.device, sizes: tuple[int, ...], dtype: torch.dtype
 ) -> str | None:
@@ -122,7 +134,31 @@ def persistent_obstacle_on(
     gpu = _gpu_of(device)
     if gpu is None:
         return f"they need a CUDA GPU, and the device is {device.type}"
-    return persistent_obstacle(Plan(*sizes), dtype, **gpu) or compiler_obstacle()
+    return persistent_obstacle(Plan(*sizes), dtype, **gpu) or persistent_machine_obstacle(device)
+
+
+def persistent_machine_obstacle(device: torch.device) -> str | None:
+    """Return why this machine compiles or loads no persistent kernel for `device`, or None.
+
+    It is no fault of the network: another driver or NVRTC is needed, which the line names.
+    """
+    gpu = _gpu_of(device)
+    return compiler_obstacle(None if gpu is None else gpu["capability"])
+
+
+def persistent_compilation(
+    device: torch.device, sizes: tuple[int, ...], dtype: torch.dtype
+) -> Callable[[], object] | None:
+    """Return what compiles a network's kernels for `device`; None where they are on the disk.
+
+    sizes: the fields of `Plan`, of a network that `persistent_obstacle_on` takes.
+    """
+    gpu = _gpu_of(device)
+    assert gpu is not None, "refused before"
+    definitions = definitions_of(_fitted(Plan(*sizes), device).definitions, dtype)
+    if not missing(definitions, gpu["capability"]):
+        return None
+    return functools.partial(compiled, definitions, gpu["capability"])
 
 
 def persistent_backbone(
@@ -147,8 +183,6 @@ def persistent_backbone(
         "running_means": running_means, "running_vars": running_vars,
     }  # fmt: skip
     plan = _check(images, convs, norms, block_layers)
-    if obstacle := persistent_obstacle_on(images.device, tuple(plan), images.dtype):
-        raise ValueError(f"the persistent backbone cannot run here: {obstacle}")
     _check_kernels(convs, norms)
     images = images.detach().contiguous(memory_format=torch.channels_last)
     *pooled, _, statistics, _, _ = _persistent_backbone(

@@ -14,10 +14,12 @@ from ..dense.plan import NUM_BLOCKS, Plan
 SIDES = (16, 24, 32)
 GROWTH_RATES = (8, 16)
 MAX_LAYERS = 12
-MAX_CHANNELS = 192
+MAX_CHANNELS = 384
 """channels of a block, padded: what a program's loops are planned for"""
 THREADS = 512
 """of a program of either pass"""
+_OWNERS = {32: 16, 24: 12, 16: 4, 12: 3, 8: 4, 6: 3, 4: 1}
+"""by side: warps that share a layer's positions; 16 / owners share the sum over channels"""
 
 
 def _whole(count: int, size: int) -> int:
@@ -25,10 +27,16 @@ def _whole(count: int, size: int) -> int:
 
 
 class PersistentPlan:
-    """Sizes of one network's kernels. Letters: C channels, groups of 8 of them with gaps."""
+    """Sizes of one network's kernels. Letters: C channels, groups of 8 of them with gaps.
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    is_resident: whether a program has one image, whose maps stay in its shared memory; else
+    `programs` of them go through their images in every phase, and maps lie in memory.
+    """
+
+    def __init__(self, plan: Plan, programs: int | None = None, is_resident: bool = True) -> None:
+        self.plan, self.is_resident = plan, is_resident
+        self.programs = plan.batch if programs is None else programs
+        assert not is_resident or self.programs == plan.batch, "an image a program"
         self.batch, self.side, self.layers = plan.batch, plan.height, plan.block_layers
         self.made = plan.growth_rate // 8
         """groups that a layer makes"""
@@ -45,6 +53,7 @@ class PersistentPlan:
             "STEM_CHANNELS": self.plan.stem_channels,
             "GROWTH": self.plan.growth_rate,
             "LAYERS": self.layers,
+            "RESIDENT": int(self.is_resident),
         }
 
     def groups_before(self, block: int, layer: int) -> int:
@@ -69,7 +78,7 @@ class PersistentPlan:
 
     @property
     def num_words(self) -> int:
-        """Words of the forward's exchange; the backward's has one more a program."""
+        """Words of the forward's exchange; the backward's has one more an image."""
         return self.batch * self.num_statistics
 
     @cached_property
@@ -84,7 +93,7 @@ class PersistentPlan:
 
     @property
     def num_columns(self) -> int:
-        """Floats of a program's share of all gradients."""
+        """Floats of an image's share of all gradients."""
         return self.columns_at[-1] + self.num_affine
 
     @property
@@ -103,23 +112,27 @@ class PersistentPlan:
         maps = [16 * groups * side**2 for groups, side in zip(self.groups, self.sides, strict=True)]
         active, partials, split = [(self.side + 2) ** 2 * 6], [16 * 64 * self.groups_in[0]], []
         for b, (groups, side) in enumerate(zip(self.groups, self.sides, strict=True)):
-            planes = 2 * _whole(groups - self.made, 2)
-            planes = min(planes, 4) if side > 16 else planes
+            planes, sharing = 2 * _whole(groups - self.made, 2), 16 // _OWNERS[side]
+            if side > 16 or not self.is_resident:  # planes take turns
+                planes = min(planes, 4 * sharing)
             active.append(planes * (side + 2) ** 2 * 16)
             tiles = _whole(side**2, 16)
-            owners = {32: 16, 24: 12, 16: 4, 8: 4, 4: 1}.get(side, 3)
-            split.append((16 // owners - 1) * tiles * 512)
+            split.append((sharing - 1) * tiles * 512)
+            if not self.is_resident:
+                active[-1] += split[-1]
             if b > 0:
                 active.append(16 * self.groups[b - 1] * side**2)
                 partials.append(tiles * 64 * self.groups_in[b])
-        before = max(maps)
+        before = max(maps) if self.is_resident else 0
         end = before + _whole(max(active), 16) * 16 + max(partials) + 128 * max(self.groups)
+        if not self.is_resident:
+            return end
         starts = [m if m + s <= before else end for m, s in zip(maps, split, strict=True)]
         return max(end, *(start + s for start, s in zip(starts, split, strict=True)))
 
     @cached_property
-    def backward_shared(self) -> int:
-        """Bytes of shared memory of a backward program."""
+    def image_bytes(self) -> int:
+        """Bytes of an image's maps and gradients in the backward."""
         planes = max(
             groups * (side + 2) ** 2 * 16
             for groups, side in zip(self.groups, self.sides, strict=True)
@@ -128,8 +141,30 @@ class PersistentPlan:
             16 * groups * side**2
             for groups, side in zip(self.groups_in[1:], self.sides[1:], strict=True)
         )
+        return planes + ends
+
+    @property
+    def backward_shared(self) -> int:
+        """Bytes of shared memory of a backward program."""
         work = max(24576, 1024 * (self.layers + 1))
-        return planes + ends + work + 64 * (self.layers + 2) + 64 * max(self.groups)
+        rest = work + 64 * (self.layers + 2) + 64 * max(self.groups)
+        return rest + (self.image_bytes if self.is_resident else 0)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes of shared memory that a GPU's programs must have."""
+        return max(self.forward_shared, self.backward_shared)
+
+
+def fitted(plan: Plan, *, processors: int, shared_bytes: int) -> PersistentPlan:
+    """Return how a network runs on a GPU: an image a program where it can be.
+
+    processors, shared_bytes: as of `persistent_obstacle`, which says what cannot run at all.
+    """
+    resident = PersistentPlan(plan)
+    if plan.batch <= processors and resident.shared_bytes <= shared_bytes:
+        return resident
+    return PersistentPlan(plan, min(plan.batch, processors), is_resident=False)
 
 
 def persistent_obstacle(
@@ -163,13 +198,10 @@ def persistent_obstacle(
             f"block {widest.stage + 1} has {widest.padded_channels} channels: they take "
             f"{MAX_CHANNELS}; take fewer layers, a smaller growth rate or a narrower stem"
         )
-    if plan.batch > processors:
-        return f"batch {plan.batch}: an image takes a processor, and the GPU has {processors}"
-    sizes = PersistentPlan(plan)
-    needed = max(sizes.forward_shared, sizes.backward_shared)
+    needed = fitted(plan, processors=processors, shared_bytes=shared_bytes).shared_bytes
     if needed > shared_bytes:
         return (
-            f"an image's maps take {needed} bytes of shared memory, and a program of this GPU has "
+            f"a program takes {needed} bytes of shared memory, and one of this GPU has "
             f"{shared_bytes}: take fewer layers or smaller images"
         )
     return None

@@ -17,7 +17,8 @@ class Batch(NamedTuple):
     """One training step's images and labels."""
 
     images: Tensor
-    """(B, 3, H, W) normalised, in the loader's dtype and memory format, on its device."""
+    """(B, 3, h, w) normalised, of the set's size or reduced, in the loader's dtype and memory
+    format, on its device."""
     labels: Tensor
     """(B,) int64 on the same device, or masks (B, H, W) uint8."""
 
@@ -36,6 +37,8 @@ class BatchSpec:
     dtype: torch.dtype
     """Of the images, normalised."""
     channels_last: bool = True
+    reduces: bool = False
+    """Whether batches may be asked for at smaller sides too."""
 
     @classmethod
     def of(
@@ -46,9 +49,10 @@ class BatchSpec:
         device: torch.device,
         dtype: torch.dtype,
         channels_last: bool = True,
+        reduces: bool = False,
     ) -> Self:
         """Return the spec of batches that are normalised with the statistics of `images`."""
-        return cls(num_steps, images.mean, images.std, device, dtype, channels_last)
+        return cls(num_steps, images.mean, images.std, device, dtype, channels_last, reduces)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -59,9 +63,10 @@ class BatchSpec:
 class Loader(ABC):
     """Delivers the batches of a plan in order, from any step.
 
-    Every loader delivers the same batches for the same plan. Tensors it returns are valid until the
-    next call of `next`; work is ordered on the current CUDA stream, and nothing in `next` waits for
-    the device.
+    Every loader delivers the same batches for the same plan, at full size or, where its spec says
+    so, reduced to a smaller side by `reduce_images` before they are cast. Tensors it returns are
+    valid until the next call of `next`; work is ordered on the current CUDA stream, and nothing in
+    `next` waits for the device.
     """
 
     name: ClassVar[str]
@@ -82,13 +87,16 @@ class Loader(ABC):
             raise ValueError(f"seek({step}): the loader holds {self.spec.num_steps} steps")
 
     @abstractmethod
-    def next(self) -> Batch:
-        """Return the current step's batch and advance by one step."""
+    def next(self, side: int | None = None) -> Batch:
+        """Return the current step's batch and advance by one step.
 
-    def next_into(self, images: Tensor, labels: Tensor) -> None:
-        """Copy the next R batches into (R, B, 3, H, W) images and their labels; no host sync."""
+        side: pixels of height and width that its images are reduced to; None: full size.
+        """
+
+    def next_into(self, images: Tensor, labels: Tensor, side: int | None = None) -> None:
+        """Copy the next R batches into (R, B, 3, h, w) images and their labels; no host sync."""
         for image_slot, label_slot in zip(images.unbind(0), labels.unbind(0), strict=True):
-            batch = self.next()
+            batch = self.next(side)
             image_slot.copy_(batch.images, non_blocking=True)
             label_slot.copy_(batch.labels, non_blocking=True)
 
@@ -118,11 +126,15 @@ def planned_batch(
     device: torch.device,
     dtype: torch.dtype,
     *,
+    side: int | None = None,
     impl: Impl = "auto",
 ) -> Batch:
-    """Return the training images `indices`, unflipped and normalised, on `device`."""
+    """Return the training images `indices`, unflipped and normalised, on `device`.
+
+    side: as in `Loader.next`.
+    """
     pixels, labels = images.train_rows(indices)
-    return normalised(pixels, labels, images, device, dtype, impl=impl)
+    return normalised(pixels, labels, images, device, dtype, side=side, impl=impl)
 
 
 def normalised(
@@ -132,6 +144,7 @@ def normalised(
     device: torch.device,
     dtype: torch.dtype,
     *,
+    side: int | None = None,
     impl: Impl = "auto",
 ) -> Batch:
     """Return uint8 pixels (B, H, W, 3) of `images` as a normalised batch on `device`."""
@@ -145,6 +158,7 @@ def normalised(
         images.mean,
         images.std,
         out_dtype=dtype,
+        side=side,
         impl=impl,
     )
     return Batch(batch, labels.to(device))

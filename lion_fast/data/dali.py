@@ -22,13 +22,15 @@ from torch import Tensor
 from lion_fast.data.batches import Batch, BatchSpec, Loader
 from lion_fast.data.plan import BatchPlan, PlannedSteps
 from lion_fast.errors import UserError
+from lion_fast.kernels import reduce_images
 
 # By CUDA major version; capabilities from DALI's support matrix for x86-64.
 _WHEELS = {13: "nvidia-dali-cuda130", 12: "nvidia-dali-cuda120"}
 _EXTRAS = {13: "lion-fast[dali]", 12: "lion-fast[dali-cu12]"}
 _OLDEST_CAPABILITY = {13: (7, 5), 12: (5, 0)}
 
-# DALI has no bf16, so the batch is cast from fp32: rounded once, as by every other loader.
+# DALI has no bf16, so the batch is cast from fp32: rounded once, as by every other loader. So is
+# one that may be reduced first.
 _DALI_DTYPES = {torch.float32: "FLOAT", torch.float16: "FLOAT16", torch.bfloat16: "FLOAT"}
 
 Gather = Callable[[np.ndarray], tuple[Any, np.ndarray]]
@@ -137,6 +139,8 @@ class PipelineLoader(Loader):
 
     A run starts at the step that was sought, wherever that lies, and may pass the end of an epoch
     or of the training: the plan has no end. Batches are views of the pipeline's output buffers.
+    Runs come at full size, since one may hold steps of several and DALI's resize has no area
+    filter: smaller sides are made of them by `reduce_images`.
 
     image_size: (H, W) of every image. steps_per_run: S, cut down to the length of the training.
     num_threads: CPU threads of the pipeline. prefetch: runs that exist at a time, the one being
@@ -161,6 +165,7 @@ class PipelineLoader(Loader):
             raise ValueError(f"dtype is {spec.dtype}: DALI delivers float32, float16 or bfloat16")
         require_dali(spec.device)
         self.plan, self.spec = plan, spec
+        self._run_dtype = torch.float32 if spec.reduces else spec.dtype
         self._image_size = image_size
         self._num_threads, self._prefetch = max(1, num_threads), prefetch
         self._source = _PlannedRuns(plan, min(steps_per_run, spec.num_steps), gather)
@@ -213,7 +218,7 @@ class PipelineLoader(Loader):
                 images,
                 mean=[255 * value for value in self.spec.mean],
                 std=[255 * value for value in self.spec.std],
-                dtype=DALIDataType.__members__[_DALI_DTYPES[self.spec.dtype]],
+                dtype=DALIDataType.__members__[_DALI_DTYPES[self._run_dtype]],
                 output_layout="HWC" if self.spec.channels_last else "CHW",
             )
             return images, labels.gpu() if on_gpu else labels
@@ -242,23 +247,27 @@ class PipelineLoader(Loader):
             self._source.start = step
         self._step = step
 
-    def next(self) -> Batch:
-        """Return the current step's batch and advance by one step."""
-        images, labels = self._take(1)
+    def next(self, side: int | None = None) -> Batch:
+        """Return the current step's batch and advance by one step; see `Loader.next`."""
+        images, labels = self._take(1, side)
         return Batch(images[0].to(self.spec.dtype), labels[0])
 
-    def next_into(self, images: Tensor, labels: Tensor) -> None:
-        """Copy the next R batches into (R, B, 3, H, W) images and (R, B) labels, run by run."""
+    def next_into(self, images: Tensor, labels: Tensor, side: int | None = None) -> None:
+        """Copy the next R batches into (R, B, 3, h, w) images and (R, B) labels, run by run."""
         done = 0
         while done < len(images):
-            some_images, some_labels = self._take(len(images) - done)
+            some_images, some_labels = self._take(len(images) - done, side)
             rows = slice(done, done + len(some_images))
             images[rows].copy_(some_images, non_blocking=True)
             labels[rows].copy_(some_labels, non_blocking=True)
             done = rows.stop
 
-    def _take(self, most: int) -> tuple[Tensor, Tensor]:
-        """Return the next steps that the current run still holds, one at least, `most` at most."""
+    def _take(self, most: int, side: int | None) -> tuple[Tensor, Tensor]:
+        """Return the next steps that the current run still holds, one at least, `most` at most.
+
+        side: that of their images.
+        """
+        assert side is None or self.spec.reduces
         if self._offset == self._num_held:
             started = time.perf_counter()
             self._fetch()
@@ -268,7 +277,10 @@ class PipelineLoader(Loader):
         rows = slice(self._offset, min(self._offset + most, self._num_held))
         self._step += rows.stop - rows.start
         self._offset = rows.stop
-        return self._images[rows], self._labels[rows]
+        images, labels = self._images[rows], self._labels[rows]
+        if side is not None:
+            images = reduce_images(images.flatten(0, 1), side).unflatten(0, images.shape[:2])
+        return images, labels
 
     def _fetch(self) -> None:
         """Take the run that starts at the current step out of the pipeline."""
@@ -306,7 +318,7 @@ class PipelineLoader(Loader):
         """
         num_images = self._prefetch * self._source.steps_per_run * self.plan.local_batch_size
         raw = num_images * 3 * self._image_size[0] * self._image_size[1]
-        ready = raw * (2 if self.spec.dtype == torch.float16 else 4) + num_images * 8
+        ready = raw * (2 if self._run_dtype == torch.float16 else 4) + num_images * 8
         if self.spec.device.type == "cuda":
             return raw, raw + ready
         return raw + ready, 0

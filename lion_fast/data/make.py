@@ -20,12 +20,14 @@ def make_loader(
     impl: Impl = "auto",
     steps_per_run: int = 16,
     num_workers: int = 2,
+    fewer_workers: bool = False,
 ) -> Loader:
     """Return the named loader over the training images of `image_set`, at step 0 of `plan`.
 
     `impl` steers resident, `steps_per_run` dali, and `num_workers` workers (processes) and dali
-    (threads). The loader's module is imported here, so that only dali needs DALI. Raises UserError
-    where the loader delivers no masks and the set has them.
+    (threads); fewer_workers: workers may go on with less than that. The loader's module is imported
+    here, so that only dali needs DALI. Raises UserError where the loader delivers no masks and the
+    set has them.
     """
     if name not in ("resident", "dali", "workers"):
         raise ValueError(f"loader is {name!r}: take one of resident, dali, workers")
@@ -58,7 +60,9 @@ def make_loader(
     if name == "workers":
         from lion_fast.data.workers import WorkersLoader
 
-        return WorkersLoader(images, labels, plan, spec, num_workers=num_workers)
+        return WorkersLoader(
+            images, labels, plan, spec, num_workers=num_workers, fewer=fewer_workers
+        )
     from lion_fast.data.dali import DaliLoader
 
     return DaliLoader(

@@ -59,8 +59,8 @@ class ResidentLoader(Loader):
         self._check_sought(step)
         self._step.fill_(step)
 
-    def next(self) -> Batch:
-        """Return the current step's batch and advance by one step."""
+    def next(self, side: int | None = None) -> Batch:
+        """Return the current step's batch and advance by one step; see `Loader.next`."""
         images, labels = augment_batch(
             self._images,
             self._labels,
@@ -73,6 +73,7 @@ class ResidentLoader(Loader):
             step=self._step,
             out_dtype=self.spec.dtype,
             channels_last=self.spec.channels_last,
+            side=side,
             impl=self._impl,
         )
         if self._masks is not None:

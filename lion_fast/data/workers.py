@@ -17,6 +17,8 @@ from torchvision.transforms.v2 import functional as TF
 from lion_fast.data.batches import Batch, BatchSpec, Loader
 from lion_fast.data.plan import BatchPlan
 from lion_fast.errors import UserError
+from lion_fast.kernels import reduce_images
+from lion_fast.output import complain
 
 Planned = tuple[int, bool, list[int]]
 """Row of the set, mirror or not, [top, left] of the crop: what a worker needs for one image."""
@@ -26,7 +28,10 @@ _SHARED_MEMORY = "/dev/shm"
 # What torch says where workers cannot hand over a batch for want of it, or are killed for that.
 _WANT_OF_IT = ("shared memory", "unable to write to file </torch", "Bus error")
 _WANT_OF_FILES = ("Too many open files", "ancdata")
-_ENLARGE = "enlarge it (docker run --shm-size=2g), or lower --num-workers or --batch-size"
+_ENLARGE = (
+    "enlarge it (docker run --shm-size=2g), lower --num-workers or --batch-size, or let"
+    " --num-workers auto do with less"
+)
 _DEATHS = ("exited unexpectedly", "killed by signal")
 # What a terminal or a scheduler sends to every process of a run.
 _HEARD_BY_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -88,7 +93,9 @@ class WorkersLoader(Loader):
     with the worker's traceback.
 
     Raises WorkersFailed where the batches on their way would not fit in shared memory; `next` does
-    so where a worker dies, or the shared memory or the open files run out after all.
+    so where a worker dies, or the shared memory or the open files run out after all. With `fewer`,
+    a warning is printed instead, and as many workers as there is room for make the batches; in
+    `next`, the process itself from then on.
     """
 
     name = "workers"
@@ -101,34 +108,41 @@ class WorkersLoader(Loader):
         spec: BatchSpec,
         *,
         num_workers: int = 2,
+        fewer: bool = False,
     ) -> None:
         assert plan.num_images == len(images) == len(labels)
         self.plan, self.spec = plan, spec
-        self._check_shared_memory(images, num_workers)
+        self._may_be_fewer = fewer
         self._data = _PlannedImages(images, labels, plan.crop_padding, spec)
         self._sampler = _PlannedBatches(plan, spec.num_steps)
-        self._loader = DataLoader(
+        self._loader = self._make_loader(self._fitting(num_workers))
+        self._batches: Any = iter(())
+        self.seek(0)
+
+    def _make_loader(self, num_workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
+        return DataLoader(
             self._data,
             batch_sampler=self._sampler,
             num_workers=num_workers,
-            pin_memory=spec.device.type == "cuda",
+            pin_memory=self.spec.device.type == "cuda",
             persistent_workers=num_workers > 0,
             prefetch_factor=_PREFETCH_FACTOR if num_workers else None,
             # Without its own, the DataLoader draws from the global generator, as training does.
             generator=torch.Generator(),
             worker_init_fn=_leave_interrupts_to_the_parent,
         )
-        self._batches: Any = iter(())
-        self.seek(0)
 
     def seek(self, step: int) -> None:
         """Make the next batch that of global step `step` (0-based) and begin to make it."""
         self._check_sought(step)
-        self._sampler.start = step
-        self._batches = iter(self._loader)
+        self._sampler.start = self._step = step
+        try:
+            self._batches = iter(self._loader)
+        except OSError as error:
+            self._go_on_without(self._failure_to_start(error))
 
-    def next(self) -> Batch:
-        """Return the current step's batch and advance by one step."""
+    def next(self, side: int | None = None) -> Batch:
+        """Return the current step's batch and advance by one step; see `Loader.next`."""
         started = time.perf_counter()
         try:
             batch = next(self._batches, None)
@@ -137,26 +151,58 @@ class WorkersLoader(Loader):
             if failure is None:
                 raise
             self._reap()
-            raise failure from error
+            self._go_on_without(failure)
+            batch = next(self._batches, None)
+        self._step += 1
         self.data_wait_seconds += time.perf_counter() - started
         if batch is None:
             raise ValueError(f"no step is left of {self.spec.num_steps}: seek back first")
         # Copy first, convert there: in one call the host would convert, out of pinned memory.
         images, labels = (tensor.to(self.spec.device, non_blocking=True) for tensor in batch)
+        if side is not None:
+            images = reduce_images(images, side)
         return Batch(images.to(self.spec.dtype, memory_format=self.spec.memory_format), labels)
 
-    def _check_shared_memory(self, images: Tensor, num_workers: int) -> None:
-        """Raise WorkersFailed where it has no room for all batches that may be on their way."""
+    def _fitting(self, num_workers: int) -> int:
+        """Return how many workers shared memory has room for, with all batches on their way.
+
+        Raises WorkersFailed where those are not enough.
+        """
         free = _free_shared_memory()
-        wanted = (_PREFETCH_FACTOR * num_workers + 1) * self._batch_bytes(images)
-        if num_workers and free is not None and wanted > free:
-            raise WorkersFailed(
-                f"the batches of {num_workers} workers take {wanted / 2**20:,.0f} MiB of"
-                f" {_SHARED_MEMORY}, which has {free / 2**20:,.0f} free: {_ENLARGE}"
-            )
+        batch = self._batch_bytes(self._data.images)
+        wanted = (_PREFETCH_FACTOR * num_workers + 1) * batch
+        if num_workers == 0 or free is None or wanted <= free:
+            return num_workers
+        text = (
+            f"the batches of {num_workers} workers take {wanted / 2**20:,.0f} MiB of"
+            f" {_SHARED_MEMORY}, which has {free / 2**20:,.0f} free"
+        )
+        if not self._may_be_fewer:
+            raise WorkersFailed(f"{text}: {_ENLARGE}")
+        fitting = max(0, (free // batch - 1) // _PREFETCH_FACTOR)
+        complain(f"{text}: going on with {fitting or 'none'} of them")
+        return fitting
+
+    def _go_on_without(self, failure: WorkersFailed) -> None:
+        """Make the batches in this process, from the present step's on; raise where not allowed."""
+        if not self._may_be_fewer or self._loader.num_workers == 0:
+            raise failure
+        reason, _, _ = str(failure).partition(": ")
+        complain(f"{reason}: going on without workers")
+        self.close()
+        self._loader = self._make_loader(0)
+        self.seek(self._step)
 
     def _batch_bytes(self, images: Tensor) -> int:
         return self.plan.local_batch_size * (4 * images[0].numel() + 8)
+
+    def _failure_to_start(self, error: OSError) -> WorkersFailed:
+        """Return in one line what keeps processes, or their semaphores, from being made."""
+        if error.errno in (errno.EMFILE, errno.ENOSPC) and (known := self._failure(error)):
+            return known
+        return WorkersFailed(
+            f"cannot start DataLoader workers ({error.strerror}): go on without, --num-workers 0"
+        )
 
     def _failure(self, error: Exception) -> WorkersFailed | None:
         """Return in one line what torch says of workers that cannot go on; None of all else."""
@@ -166,7 +212,7 @@ class WorkersLoader(Loader):
                 "DataLoader workers have too many open files: raise the limit (ulimit -n 65536), or"
                 " lower --num-workers"
             )
-        if _names(_WANT_OF_IT, text):
+        if getattr(error, "errno", None) == errno.ENOSPC or _names(_WANT_OF_IT, text):
             free = _free_shared_memory()
             left = "" if free is None else f", which has {free / 2**20:,.0f} MiB free"
             return WorkersFailed(

@@ -1,9 +1,10 @@
 """Initialisers: in place, returning the model, named as in `torch.nn.init`.
 
-`lion_dg_` zeroes the auxiliary heads and leaves all else; every other function sets all weights
-anew. `initialize_` takes a method by its name in METHODS. A CPU generator gives the same weights on
-every device, up to that device's rounding where a method looks at data. Batch norm's running
-statistics and the modules' training modes are left as they were.
+`lion_dg_` zeroes the auxiliary heads and `whiten_stem_` sets a stem's filters, and both leave all
+else; every other function sets all weights anew. `initialize_` takes a method by its name in
+METHODS. A CPU generator gives the same weights on every device, up to that device's rounding where
+a method looks at data. Batch norm's running statistics and the modules' training modes are left as
+they were.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from lion_fast.init.plan import plan_heads, zero_
 from lion_fast.init.prior import log_frequencies, prior_bias_
 from lion_fast.init.residual import fixup_, rezero_
 from lion_fast.init.variance import he_, xavier_
+from lion_fast.init.whitening import find_stem, set_filters_, whiten_stem_, whitening_filters
 from lion_fast.models import DeeplySupervised
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "lsuv_",
     "prior_bias_",
     "rezero_",
+    "whiten_stem_",
     "xavier_",
 ]
 
@@ -118,16 +121,18 @@ def initialize_(
     main: Main = None,
     bias: Bias = "zero",
     example: Example = None,
+    whiten: int = 0,
 ) -> nn.Module:
     """Set all weights of a network anew by the method of that name in METHODS.
 
     images: (N, 3, height, width) normalised training images, N at least METHODS[method].num_images
     for the method as published; labels: (N,) int64. Methods that need none ignore them. heads,
     main, bias and example are those of `lion_dg_`, for methods that zero heads; main is also
-    gradinit's.
+    gradinit's. whiten: so many filters of the stem are then those of `whiten_stem_`, which every
+    method goes with; all other weights are those of the method without it.
 
-    Raises UserError on an unknown method, on missing images or labels, and on options that the
-    method does not take.
+    Raises UserError on an unknown method, on missing images or labels, on options that the method
+    does not take, and as `whiten_stem_` does, before any weight is set.
     """
     if method not in METHODS:
         close = get_close_matches(method, METHODS, n=1)
@@ -152,4 +157,14 @@ def initialize_(
         if name not in row.options:
             takers = ", ".join(key for key, other in METHODS.items() if name in other.options)
             raise UserError(f"{method} takes no {name}=: it is for {takers}")
-    return row.run(model, images, labels, generator, loss, **options)
+    if not whiten:
+        return row.run(model, images, labels, generator, loss, **options)
+    if images is None:
+        raise UserError("whitening looks at data: pass training images")
+    stem = find_stem(model, images, whiten)
+    # Drawn from a copy, so that the method's own draws are as they are without whitening.
+    own = None if generator is None else generator.clone_state()
+    filters = whitening_filters(images, stem.kernel_size[0], whiten, own)
+    row.run(model, images, labels, generator, loss, **options)
+    set_filters_(stem, filters)
+    return model

@@ -19,6 +19,7 @@ from lion_fast.report.stats import (
     speedup_interval,
     speedup_percent,
 )
+from lion_fast.resolutions import Resolutions
 from lion_fast.study.labels import Variant, VariantKey, variant_key
 
 
@@ -34,6 +35,7 @@ class Quantity(NamedTuple):
 
 STEPS = Quantity("steps_to_target", 1, ("fewer steps", "more steps"))
 SECONDS = Quantity("seconds_to_target", 1, ("less time", "more time"))
+COST = Quantity("cost_to_target", 1, ("less computation", "more computation"))
 ACCURACY = Quantity("val_accuracy", 100, ("lower accuracy", "higher accuracy"))
 BOUND_PERCENT = 5.0
 """Of the baseline's steps, within which two methods count as equivalent (bench/NOTES.md)."""
@@ -71,7 +73,8 @@ class VariantRow:
     @property
     def can_reach(self) -> bool:
         """Whether its runs go on beyond the steps over which the target's accuracy is averaged."""
-        return self.config.max_steps > self.config.window or self.num_reached > 0
+        counted = self.config.max_steps - Resolutions.parse(self.config.resolutions).num_reduced
+        return counted > self.config.window or self.num_reached > 0
 
     @property
     def sample(self) -> Sample | None:
@@ -212,6 +215,9 @@ def _papers_effect(
 def conclusion(results: StudyResults) -> list[str]:
     """Return a line per variant: its steps to the target, and how they compare."""
     rows = {row.key: row for row in compare_variants(results, STEPS)}
+    costs: dict[VariantKey, Sample | None] = {}
+    if results.has_sizes:
+        costs = {row.key: row.sample for row in compare_variants(results, COST)}
     lines = []
     for variant in results.study.variants:
         row = rows.get(variant_key(variant))
@@ -233,7 +239,9 @@ def conclusion(results: StudyResults) -> list[str]:
             text = f"{target} reached by {row.num_reached} of {num} runs"
         else:
             spread = "" if row.sample.std is None else f" ± {row.sample.std:,.0f}"
-            text = f"{target} after {row.sample.mean:,.0f}{spread} steps (n = {num})"
+            cost = costs.get(row.key)
+            at = "" if cost is None else f" at the cost of {cost.mean:,.1f}"
+            text = f"{target} after {row.sample.mean:,.0f}{spread} steps{at} (n = {num})"
         if row.comparison is not None:
             speedup = "" if row.speedup is None else f"speedup {row.speedup:+.1f} %: "
             text += f"; {speedup}{row.comparison.verdict}{row.power_text()}"

@@ -23,6 +23,7 @@ from lion_fast.report.paper import (
     published_accuracy,
     published_speedup,
     published_steps,
+    rates_in_words,
 )
 from lion_fast.report.results import StudyResults, has_values
 from lion_fast.report.stats import Comparison, describe
@@ -220,7 +221,10 @@ def accuracy_as_published(**fields: object) -> Judge:
         assert paper is not None and row.sample is not None
         apart = row.sample.mean - paper.value
         n = len(row.values)
-        evidence = f"{row.sample.mean:.2f} %, {apart:+.2f} points from the paper's"
+        evidence = (
+            f"{row.sample.mean:.2f} %, {apart:+.2f} points from the paper's;"
+            f" {rates_in_words(row.config)}"
+        )
         if n < 2:
             return Judgement("undecided", evidence, n)
         return yes_or_no(abs(apart) <= COMPARABLE_POINTS, evidence, n)

@@ -1,17 +1,19 @@
 """report_studies(): studies.md, the same as one HTML page, studies.json and pictures."""
 
 import base64
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from lion_fast.errors import UserError
+from lion_fast.output import exact_json
 from lion_fast.report.comparisons import (
     ACCURACY,
+    COST,
     SECONDS,
     STEPS,
     VariantRow,
@@ -85,7 +87,7 @@ def report_studies(
         paths[0].write_text(text, encoding="utf-8")
         paths[1].write_text(_html(text, out), encoding="utf-8")
         values = _values(studies, judged)
-        paths[2].write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        paths[2].write_text(exact_json(values, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror}") from None
     drawn = [path for found in pictures.values() for path in found.values() if path]
@@ -191,6 +193,13 @@ def _setting(results: StudyResults) -> Iterator[str]:
             "**Mixed:** not all runs have the same machine and way of execution: steps can be"
             " compared, seconds cannot."
         )
+    if still := [run for run in results.runs if run.stood_still]:
+        first = f"{study.label(still[0].variant)} seed {still[0].config.seed}"
+        yield ""
+        yield (
+            f"{len(still)} runs, {first} the first, stood still while they trained (Ctrl-Z, a"
+            " suspended machine): their seconds to the target are left out."
+        )
     jobs = max(run.summary.get("jobs", 1) for run in results.runs)
     if jobs > 1:
         yield from ("", f"Up to {jobs} runs shared the machine: their seconds are no benchmark.")
@@ -252,7 +261,7 @@ def _html(text: str, folder: Path) -> str:
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
 
     def embed(found: re.Match[str]) -> str:
-        data = base64.b64encode((folder / found[1]).read_bytes()).decode("ascii")
+        data = base64.b64encode((folder / unquote(found[1])).read_bytes()).decode("ascii")
         return f'src="data:image/png;base64,{data}"'
 
     body = re.sub(r'src="([^"]+\.png)"', embed, body)
@@ -287,7 +296,7 @@ def _study_values(results: StudyResults) -> dict[str, Any]:
         "data": _data(results.runs),
         **{
             quantity.name: [_row_values(row) for row in compare_variants(results, quantity)]
-            for quantity in (STEPS, SECONDS, ACCURACY)
+            for quantity in (STEPS, SECONDS, ACCURACY, *([COST] if results.has_sizes else []))
         },
     }
 

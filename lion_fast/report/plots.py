@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from statistics import mean
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lion_fast.config import TrainConfig
 from lion_fast.figures import (
     INK,
     OURS,
@@ -19,6 +21,7 @@ from lion_fast.figures import (
     Style,
     clean,
     drawn,
+    mark_sizes,
     new_figure,
     save,
 )
@@ -27,6 +30,7 @@ from lion_fast.report.comparisons import STEPS, VariantRow, compare_variants
 from lion_fast.report.growth import EARLY_STEPS, ON_THE_LINE, growth_fits, lines, shows_lines
 from lion_fast.report.paper import published_steps
 from lion_fast.report.results import Run, StudyResults
+from lion_fast.resolutions import Resolutions
 from lion_fast.study.labels import Variant, VariantKey
 
 if TYPE_CHECKING:
@@ -94,6 +98,8 @@ class _Line(NamedTuple):
     """One per seed, from step 1 on; NaN before there is a value."""
     crossings: Sequence[int]
     """Steps at which seeds reach their target."""
+    changes: Mapping[int, str]
+    """In words, from which step on images are of another size."""
 
 
 def draw_curves(results: StudyResults, path: Path) -> bool:
@@ -104,6 +110,7 @@ def draw_curves(results: StudyResults, path: Path) -> bool:
                 variant,
                 [100 * run.metrics[_ACCURACY] for run in runs],
                 [s for run in runs if (s := run.summary["steps_to_target"]) is not None],
+                _changes(runs[0].config),
             )
             for variant in variants
             if (runs := results.of(variant))
@@ -129,7 +136,8 @@ def draw_difference(results: StudyResults, path: Path) -> bool:
                 for run in results.of(variant)
                 if run.config.seed in of_seed
             ]
-            panels[title].append(_Line(variant, gaps, ()))
+            config = replace(results.study.base, **variant)
+            panels[title].append(_Line(variant, gaps, (), _changes(config)))
     return _draw_lines(results, path, panels, "points above the baseline", 0.0)
 
 
@@ -167,6 +175,10 @@ def _draw_lines(
     return True
 
 
+def _changes(config: TrainConfig) -> dict[int, str]:
+    return Resolutions.parse(config.resolutions).change_words()
+
+
 def _drawable(lines: Sequence[_Line]) -> list[_Line]:
     """Return the lines of at least two points."""
 
@@ -191,6 +203,7 @@ def _draw_line(axis: "Axes", line: _Line, name: str, style: Style, level: float)
         steps, curves.mean(axis=0), color=style.color, linestyle=style.dashes, linewidth=1.6,
         label=f"{name} (n = {len(curves)})",
     )  # fmt: skip
+    mark_sizes(axis, line.changes, style.color)
     for crossing in line.crossings:
         axis.plot(
             crossing, level, style.marker, markersize=6, color="white",

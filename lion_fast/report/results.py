@@ -27,10 +27,15 @@ class Run:
     variant: Variant
     config: TrainConfig
     summary: dict[str, Any]
-    """As in the run's summary.json."""
+    """As in the run's summary.json, with the cost that runs of earlier versions do not say."""
     metrics: Curves
     validation: Curves
     probes: Curves
+
+    @property
+    def stood_still(self) -> bool:
+        """Whether its process stood still while it trained, so that its seconds say less."""
+        return bool(self.summary.get("stopped_seconds"))
 
     @property
     def head_norms(self) -> Curves:
@@ -57,12 +62,24 @@ class StudyResults:
         return [run for run in self.runs if run.variant == variant]
 
     def values(self, variant: Variant, name: str) -> dict[int, float | None]:
-        """Return an entry of the summary by seed; None where a run has none."""
-        return {run.config.seed: run.summary[name] for run in self.of(variant)}
+        """Return an entry of the summary by seed; None where a run has none.
+
+        Runs that stood still have no part in seconds to the target: a None would be a run that did
+        not get there.
+        """
+        runs = self.of(variant)
+        if name == "seconds_to_target":
+            runs = [run for run in runs if not run.stood_still]
+        return {run.config.seed: run.summary[name] for run in runs}
 
     def find(self, **fields: Any) -> list[Run]:
         """Return the finished runs whose config has these values."""
         return [run for run in self.runs if has_values(run.config, fields)]
+
+    @property
+    def has_sizes(self) -> bool:
+        """Whether a run began on smaller images, so that its steps are not of one cost."""
+        return any(run.config.resolutions for run in self.runs)
 
     @cached_property
     def groups(self) -> dict[str, list[Variant]]:
@@ -135,7 +152,7 @@ def read_study(study: Study, out: Path) -> StudyResults:
             Run(
                 cell.variant,
                 cell.config,
-                stored.summary,
+                _with_cost(cell.config, stored.summary),
                 *(_curves(store.table(n, stored.id)) for n in ("metrics", "validation", "probes")),
             )
             for cell, stored in cells
@@ -144,6 +161,13 @@ def read_study(study: Study, out: Path) -> StudyResults:
     failed = tuple((c, s.error) for c, s in cells if s and s.error and s.summary is None)
     missing = tuple(c for c, s in cells if s is None or (s.summary is None and not s.error))
     return StudyResults(study, runs, failed, missing)
+
+
+def _with_cost(config: TrainConfig, summary: dict[str, Any]) -> dict[str, Any]:
+    """Return a summary with its cost: the steps themselves where all are at full size."""
+    if config.resolutions:
+        return summary
+    return summary | {"cost_to_target": summary["steps_to_target"]}
 
 
 def study_as_stored(study: Study, out: Path) -> Study:

@@ -1,9 +1,17 @@
 """The tables of a study's report: each of the paper's figures beside ours."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 from lion_fast.report.by_seed import by_seed_tables
-from lion_fast.report.comparisons import ACCURACY, SECONDS, STEPS, VariantRow, compare_variants
+from lion_fast.report.comparisons import (
+    ACCURACY,
+    COST,
+    SECONDS,
+    STEPS,
+    VariantRow,
+    compare_variants,
+)
 from lion_fast.report.growth import EARLY_STEPS, growth_fits, line_table, shows_lines
 from lion_fast.report.markdown import ABSENT, significant, table
 from lion_fast.report.paper import (
@@ -12,6 +20,7 @@ from lion_fast.report.paper import (
     published_accuracy_by_seed,
     published_speedup,
     published_steps,
+    rates_in_words,
 )
 from lion_fast.report.power import POWER
 from lion_fast.report.results import Run, StudyResults
@@ -30,6 +39,8 @@ def study_tables(results: StudyResults) -> Iterator[str]:
     steps = [row for row in compare_variants(results, STEPS) if row.can_reach]
     if steps:
         yield from _steps_tables(results, steps)
+    if results.has_sizes:
+        yield from _cost_tables(results)
     has_masks = any(run.summary.get("val_iou_per_class") for run in results.runs)
     what = "mIoU" if has_masks else "accuracy"
     yield from ("", f"#### Validation {what}", "", _accuracy_note(results), "")
@@ -87,6 +98,34 @@ def _steps(rows: Sequence[VariantRow]) -> list[str]:
     return [*_filled(header, lines), "", *_tests(rows, "{:+,.0f}"), *_published_steps(rows)]
 
 
+def _cost_tables(results: StudyResults) -> Iterator[str]:
+    """Yield steps, seconds and cost side by side, and the tests of the cost."""
+    yield from ("", "#### Computation to the target", "")
+    yield "Cost is in steps at full size: one on smaller images counts as the square of its side"
+    yield "over the full one."
+    yield ""
+    rows = [row for row in compare_variants(results, COST) if row.can_reach]
+    steps, seconds = (
+        {row.key: row.sample for row in compare_variants(results, quantity)}
+        for quantity in (STEPS, SECONDS)
+    )
+    header = ("run", "steps", "seconds", "cost", "less cost %", "95 % interval")
+    lines = [
+        (
+            row.label,
+            _mean(steps[row.key], "{:,.0f}"),
+            _mean(seconds[row.key], "{:,.2f}"),
+            _mean(row.sample, "{:,.1f}"),
+            _number(row.speedup, "{:+.1f}"),
+            _interval(row.interval),
+        )
+        for row in rows
+    ]
+    yield from (*_filled(header, lines), "", *_tests(rows, "{:+,.1f}"))
+    yield from ("", "#### Cost seed by seed", "")
+    yield from _by_seed(results, rows, "{:,.1f}", lambda row, seed: [])
+
+
 def _tests(rows: Sequence[VariantRow], form: str) -> list[str]:
     """Return the table of tests against the baseline."""
     header = (
@@ -140,7 +179,13 @@ def _accuracy_note(results: StudyResults) -> str:
             "The runs end when they reach their target: this is the accuracy of that moment, and is"
             f" not compared with the paper's, which is after {NUM_STEPS:,} steps."
         )
-    return "After the last step; ± is the sample deviation, the paper's the population deviation."
+    configs = [replace(results.study.base, **variant) for variant in results.study.variants]
+    rates = " and of ".join(dict.fromkeys(map(rates_in_words, configs)))
+    return (
+        f"After the last step, of {rates}. The paper does not tell its schedule: preset paper's"
+        " constant rate is for the time to the target, paper-cooled for final accuracies. ± is the"
+        " sample deviation, the paper's the population deviation."
+    )
 
 
 def _accuracy(rows: Sequence[VariantRow], what: str) -> list[str]:
@@ -260,7 +305,7 @@ def _times(results: StudyResults) -> list[str]:
         runs = results.of(variant)
         if runs:
             cells = [
-                _mean(describe_whole([run.summary[key] for run in runs]), form)
+                _mean(describe_whole(list(results.values(variant, key).values())), form)
                 for _, key, form in parts
             ]
             label = results.study.label(variant)

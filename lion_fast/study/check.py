@@ -6,6 +6,7 @@ from contextlib import suppress
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.places import place
+from lion_fast.resolutions import Resolutions
 from lion_fast.study.grid import Cell, Study
 
 
@@ -47,7 +48,21 @@ def _obstacles(config: TrainConfig) -> Iterator[str]:
             build_model(config, num_classes=2, image_size=(32, 32))
     except UserError as error:
         yield f"cannot run: {error}"
+    yield from _impossible_sizes(config)
     yield from _missing_data(config)
+
+
+def _impossible_sizes(config: TrainConfig) -> Iterator[str]:
+    """Yield what a run would say of its resolutions, for the sets whose images' size is known."""
+    from lion_fast.data.cifar import SOURCES
+    from lion_fast.data.sides import check_sides
+
+    side = {"digits": 16, **dict.fromkeys(SOURCES, 32)}.get(config.dataset)
+    if side is not None:
+        try:
+            check_sides(Resolutions.parse(config.resolutions), (side, side))
+        except UserError as error:
+            yield f"cannot run: {error}"
 
 
 def _missing_data(config: TrainConfig) -> Iterator[str]:

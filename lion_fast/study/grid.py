@@ -41,7 +41,7 @@ def _recipes(*presets: str) -> dict[str, Variant]:
     return {name: {field: c[field] for field in differing} for name, c in courses.items()}
 
 
-RECIPES = _recipes("paper", "fast")
+RECIPES = _recipes("paper", "fast-v1", "fast")
 """What tells the recipes of these presets apart, by the preset's name; to be part of a variant."""
 
 
@@ -196,7 +196,7 @@ def load_study(path: Path) -> Study:
         if key not in _TOML_KEYS:
             raise UserError(f"{path}: unknown key {key!r}: {suggestion(key, _TOML_KEYS)}")
     preset = values.get("preset")
-    if preset is not None and preset not in PRESETS:
+    if preset is not None and (not isinstance(preset, str) or preset not in PRESETS):
         raise UserError(f"{path}: preset is {preset!r}: {suggestion(str(preset), PRESETS)}")
     axes = _table(values, "axes", path)
     for name, points in axes.items():
@@ -209,13 +209,17 @@ def load_study(path: Path) -> Study:
     seeds = values.get("seeds", list(PAPER_SEEDS))
     if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
         raise UserError(f"{path}: seeds is {seeds!r}: give a list of integers")
+    if "seed" in (base := _table(values, "base", path)):
+        raise UserError(
+            f"{path}: base has a seed, which would not run: give seeds = [...] above it"
+        )
     baseline = _table(values, "baseline", path) or {"init": "he"}
     return Study(
         name=str(values.get("name", path.stem)),
         title=str(values.get("title", path.stem)),
         base=replace(
             PRESETS[preset] if preset else TrainConfig(),
-            **_typed_table(_table(values, "base", path), path),
+            **_typed_table(base, path),
         ),
         variants=(variants if axes else ()) + tuple(_typed_table(cell, path) for cell in cells),
         seeds=tuple(seeds),
@@ -239,13 +243,22 @@ def _typed(name: str, value: Any, path: Path) -> Any:
     """Return a TOML value as the type of the field `name`; raise UserError where it is another."""
     _known_field(name, str(path))
     declared: Any = _FIELDS[name].type
-    types = (str,) if get_origin(declared) is Literal else get_args(declared) or (declared,)
+    choices = get_args(declared) if get_origin(declared) is Literal else ()
+    if choices and isinstance(value, str) and value not in choices:
+        raise UserError(f"{path}: {name} is {value!r}: take one of {', '.join(choices)}")
+    types = (str,) if choices else get_args(declared) or (declared,)
+    if isinstance(value, str) and any(value in get_args(kind) for kind in types):
+        return value
     if Path in types and isinstance(value, str):
         return Path(value)
     if float in types and type(value) is int:
         return float(value)
     if type(value) not in types:
-        raise UserError(f"{path}: {name} is {value!r}: it must be {types[0].__name__}")
+        words = [
+            str(word) for kind in types if get_origin(kind) is Literal for word in get_args(kind)
+        ]
+        wanted = " or ".join([types[0].__name__, *words])
+        raise UserError(f"{path}: {name} is {value!r}: it must be {wanted}")
     return value
 
 

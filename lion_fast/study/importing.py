@@ -27,6 +27,8 @@ _OF_A_SUMMARY = frozenset(
         *("train_accuracy", "val_accuracy", "val_loss", "images_per_second"),
         *("step_milliseconds_median", "data_wait_percent", "loader_host_mib", "loader_device_mib"),
         *("peak_memory_mib", "num_parameters", "num_skipped_images", "jobs", "reused"),
+        *("stopped_seconds", "world_size", "images_per_second_per_device"),
+        *("cost", "cost_to_target"),
     }
 )
 _NESTED = {"val_accuracy_per_head", "resolved", "environment"}

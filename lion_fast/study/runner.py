@@ -67,9 +67,9 @@ def run_study(
     refused.
 
     A failed cell is recorded and the rest goes on. Raises UserError on bad input and when the store
-    fails. Raises KeyboardInterrupt on Ctrl-C, its subclass Stopped on SIGTERM and SIGHUP, once the
-    runs in flight have saved a checkpoint (a second signal does not wait). Kill this process and
-    its workers end with it; nothing that was finished is lost.
+    fails. Raises KeyboardInterrupt on Ctrl-C, its subclass Stopped on SIGTERM, SIGHUP, SIGUSR1
+    and SIGUSR2, once the runs in flight have saved a checkpoint (a second signal does not wait).
+    Kill this process and its workers end with it; nothing that was finished is lost.
     """
     if jobs < 1:
         raise UserError(f"jobs is {jobs}: it must be at least 1")

@@ -140,6 +140,9 @@ def outcome(summary: dict[str, Any]) -> str:
     else:
         seconds = summary["seconds_to_target"]
         took = "stood still meanwhile: no seconds" if seconds is None else f"{seconds:.2f} s"
+        cost = summary.get("cost_to_target")
+        if cost not in (None, summary["steps_to_target"]):
+            took += f", cost {cost:.1f}"
         crossing = f"{target} at step {summary['steps_to_target']} ({took})"
     return f"{crossing}  validation {100 * summary['val_accuracy']:.2f} %"
 

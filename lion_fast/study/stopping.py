@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_WARNING = (signal.SIGUSR1, signal.SIGUSR2)
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *_WARNING)
 
 
 class Stopped(KeyboardInterrupt):
@@ -27,8 +28,9 @@ def signal_of(stop: KeyboardInterrupt) -> signal.Signals:
 def stop_signals() -> Iterator[None]:
     """Inside, they raise Stopped where the main thread stands, as Ctrl-C raises its own.
 
-    Signals that are ignored (nohup) stay so. A hang-up may come once from the shell and once from
-    the kernel, so that only its first counts.
+    Signals that are ignored (nohup) stay so, and so do SIGUSR1 and SIGUSR2 where the process has a
+    use of its own for them. A hang-up may come once from the shell and once from the kernel, so
+    that only its first counts.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -40,7 +42,11 @@ def stop_signals() -> Iterator[None]:
         raise Stopped(signal.Signals(number))
 
     previous = {number: signal.getsignal(number) for number in STOPPING[1:]}
-    heeded = [number for number, handler in previous.items() if handler != signal.SIG_IGN]
+    heeded = [
+        number
+        for number, handler in previous.items()
+        if handler != signal.SIG_IGN and (number not in _WARNING or handler == signal.SIG_DFL)
+    ]
     for number in heeded:
         signal.signal(number, stop)
     try:

@@ -3,14 +3,13 @@
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lion_fast.config import TrainConfig
 from lion_fast.data.batches import planned_batch
+from lion_fast.training.agenda import Agenda
 from lion_fast.training.folder.files import DiskError
 from lion_fast.training.machine.guards import Interrupted, StopSignals
 from lion_fast.training.measure.probe import GradientProbe, probe_gradients
@@ -19,43 +18,9 @@ from lion_fast.training.screen.console import Console
 from lion_fast.training.screen.progress import Reporter
 from lion_fast.training.step.ahead import prepare_kernels
 from lion_fast.training.step.clock import Standstill, TrainingClock
-from lion_fast.training.step.history import History
 
 if TYPE_CHECKING:
     from lion_fast.training.stages import Equipped
-
-
-@dataclass(frozen=True)
-class Agenda:
-    """When a run ends, and when it pauses between steps; periods in steps, 0 is never."""
-
-    max_steps: int
-    stop_at_target: bool
-    eval_every: int
-    checkpoint_every: int
-    probe_every: int
-
-    @classmethod
-    def of(cls, config: TrainConfig) -> "Agenda":
-        """Return what `config` asks for."""
-        return cls(
-            config.max_steps,
-            config.stop_at_target,
-            config.eval_every,
-            config.checkpoint_every,
-            config.gradient_ratio_every,
-        )
-
-    def is_over(self, history: History, enqueued: int) -> bool:
-        """Whether no step is left to enqueue."""
-        reached = self.stop_at_target and history.target_record is not None
-        return reached or enqueued >= self.max_steps
-
-    def steps_before_pause(self, enqueued: int, most: int) -> int:
-        """Return a chunk, cut short before the next validation, checkpoint, probe or the end."""
-        periods = (self.eval_every, self.checkpoint_every, self.probe_every)
-        gaps = [period - enqueued % period for period in periods if period]
-        return min(most, self.max_steps - enqueued, *gaps)
 
 
 # What the engine does before the first step, in words.
@@ -104,8 +69,10 @@ class Training:
         There is nothing to set up where the step was taken over, or the run has no step left.
         """
         if not self.is_set_up and not self.finished:
-            show = self.screen.stage
-            self.screen.say(prepare_kernels(self.step, self.loader, self.resolved, show))
+            sides = self.agenda.resolutions.sides_from(len(self.history))
+            size, show = self.images.image_size, self.screen.stage
+            ready = prepare_kernels(self.step, self.loader, self.resolved, size, sides, show)
+            self.screen.say(ready)
             with self.screen.stage(_SETUP[self.resolved.engine]):
                 self.engine.setup(len(self.history))
             self.is_set_up = True
@@ -217,7 +184,12 @@ class Training:
         indices = torch.from_numpy(planned.indices[0])
         resolved = self.resolved
         batch = planned_batch(
-            self.images, indices, resolved.device, resolved.compute_dtype, impl=resolved.impl
+            self.images,
+            indices,
+            resolved.device,
+            resolved.compute_dtype,
+            side=self.agenda.resolutions.side_at(self.enqueued),
+            impl=resolved.impl,
         )
         return probe_gradients(
             self.step.model,

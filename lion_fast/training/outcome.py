@@ -45,6 +45,7 @@ def summarize(
     history, loader = supplied.record.history, equipped.loader
     target = history.target_record
     images_per_second = len(history) * config.batch_size / history.seconds
+    side = supplied.images.image_size[0]
     host_bytes, device_bytes = loader.memory_bytes()
     return Summary(
         run=supplied.record.folder.path,
@@ -79,5 +80,7 @@ def summarize(
         data_fingerprint=supplied.images.facts().fingerprint,
         stopped_seconds=stopped_seconds,
         resumed=supplied.resumed,
+        cost=history.resolutions.cost(len(history), side),
+        cost_to_target=history.resolutions.cost(target.step, side) if target else None,
         reused=settled.prepared is not None,
     )

@@ -22,6 +22,7 @@ from lion_fast.models import DeeplySupervised, build_model
 from lion_fast.places import place
 from lion_fast.training.folder.checkpoint import load_checkpoint
 from lion_fast.training.folder.masks import MaskFolder
+from lion_fast.training.folder.resume import trained_facts
 from lion_fast.training.folder.run_folder import RunFolder
 from lion_fast.training.machine.device import chosen_device
 from lion_fast.training.machine.host_memory import keep_freed_memory
@@ -96,14 +97,20 @@ class Unread(NamedTuple):
     """Why, and what to do, in one line."""
 
 
-def load_run(run: Path | str, *, device: str = "auto") -> LoadedRun:
+def load_run(
+    run: Path | str, *, device: str = "auto", dataset: Path | str | None = None
+) -> LoadedRun:
     """Return the network of the run folder's newest checkpoint on `device`, ready to predict.
 
-    Raises UserError when `run` is no run folder or holds no whole checkpoint.
+    dataset: where the run's images lie now. Only checkpoints of early versions need them, which do
+    not hold what an image is normalised with; of others it is checked that they are the run's.
+
+    Raises UserError when `run` is no run folder or holds no whole checkpoint, and on other data
+    than the run's.
     """
-    folder, config, checkpoint = _open(run)
+    folder, config, checkpoint = _open(run, dataset)
     resolved = resolve(_anywhere(config, device))
-    facts = _facts(config, checkpoint)
+    facts = _facts(folder, config, checkpoint, is_told=dataset is not None)
     names, size = facts.class_names, facts.image_size
     model = _network(folder, config, checkpoint, len(names), size, resolved)
     return LoadedRun(model.eval(), Transform(size, facts.mean, facts.std), names)
@@ -114,19 +121,20 @@ def predict(
     images: Sequence[Path | str] | Path | str,
     *,
     device: str = "auto",
+    dataset: Path | str | None = None,
     masks: Path | str | None = None,
 ) -> list[Prediction] | list[MaskPrediction]:
     """Return what the run's network takes each image file, or the one, for, in fp32.
 
-    masks: of a network that gives a class to every pixel, the folder in which the masks of this
-    call are written; by default masks/ in the run folder.
+    dataset: see `load_run`. masks: of a network that gives a class to every pixel, the folder in
+    which the masks of this call are written; by default masks/ in the run folder.
 
     Raises UserError as `load_run` does, and on an image that cannot be read.
     """
     if isinstance(images, str | Path):
         images = [images]
     found: list[Any] = []
-    for told in predict_each(run, images, device=device, masks=masks):
+    for told in predict_each(run, images, device=device, dataset=dataset, masks=masks):
         if isinstance(told, Unread):
             raise UserError(told.error)
         found.append(told)
@@ -138,13 +146,14 @@ def predict_each(
     images: Sequence[Path | str],
     *,
     device: str = "auto",
+    dataset: Path | str | None = None,
     masks: Path | str | None = None,
 ) -> Iterator[Prediction | MaskPrediction | Unread]:
     """Yield what `predict` returns, and of an image that cannot be read why, in the given order.
 
     Raises UserError as `load_run` does, and where masks cannot be written.
     """
-    model, transform, classes = load_run(run, device=device)
+    model, transform, classes = load_run(run, device=device, dataset=dataset)
     where = next(model.parameters()).device
     told: Callable[[Sequence[Path | str], Tensor], Iterator[Prediction | MaskPrediction]]
     told = partial(_predictions, classes=classes)
@@ -213,17 +222,16 @@ def evaluate(
     differs, on other data than the run's.
     """
     console = console or Silent()
-    folder, config, checkpoint = _open(run)
-    if dataset is not None:
-        config = replace(config, dataset=str(dataset))
+    folder, config, checkpoint = _open(run, dataset)
     precision = _precision_of(folder, config, checkpoint)
     refusal = precision_refusal(precision, chosen_device(device))
     if refusal is not None:
         console.say([f"not in the run's precision: {refusal}"])
     resolved = resolve(_anywhere(config, device, "auto" if refusal else precision))
     console.say([f"device {resolved.device}  precision {resolved.precision}"])
-    with console.stage(f"loading {config.dataset}"), moved_advice(config.dataset):
-        images = _test_data(config, checkpoint)
+    advice = moved_advice(config.dataset, has_trained=dataset is None)
+    with console.stage(f"loading {config.dataset}"), advice:
+        images = _test_data(folder, config, checkpoint)
     model = _network(folder, config, checkpoint, images.num_classes, images.image_size, resolved)
     if resolved.device.type == "cpu":
         keep_freed_memory()
@@ -235,8 +243,8 @@ def evaluate(
         return validate(model, images, resolved, config.batch_size)
 
 
-def _open(run: Path | str) -> tuple[Path, TrainConfig, dict[str, Any]]:
-    """Return a run's folder, its config and its newest checkpoint."""
+def _open(run: Path | str, dataset: Path | str | None) -> tuple[Path, TrainConfig, dict[str, Any]]:
+    """Return a run's folder, its config, with its images at `dataset`, and newest checkpoint."""
     folder = place(run)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: give the run folder that holds config.json")
@@ -244,6 +252,8 @@ def _open(run: Path | str) -> tuple[Path, TrainConfig, dict[str, Any]]:
     checkpoint = load_checkpoint(folder)
     if checkpoint is None:
         raise UserError(f"{folder} has no checkpoint yet: go on with --resume {folder}")
+    if dataset is not None:
+        config = replace(config, dataset=str(dataset))
     return folder, config, checkpoint
 
 
@@ -260,18 +270,27 @@ def _anywhere(config: TrainConfig, device: str, precision: Precision = "auto") -
     )
 
 
-def _facts(config: TrainConfig, checkpoint: dict[str, Any]) -> DataFacts:
-    """Return what the checkpoint says of the run's images, or, if it is an old one, the set."""
-    told = checkpoint.get("data")
-    return load_image_set(config).facts() if told is None else DataFacts.from_dict(told)
+def _facts(
+    folder: Path, config: TrainConfig, checkpoint: dict[str, Any], *, is_told: bool
+) -> DataFacts:
+    """Return what the checkpoint says of the run's images, or, if it is an old one, the set.
+
+    is_told: whether their place was, so that what is there must be what the checkpoint says.
+    """
+    with moved_advice(config.dataset, has_trained=not is_told):
+        if "data" not in checkpoint:
+            return load_image_set(config).facts()
+        facts = trained_facts(checkpoint, folder)
+        if is_told:
+            open_test_data(config, facts)
+        return facts
 
 
-def _test_data(config: TrainConfig, checkpoint: dict[str, Any]) -> DataSet:
+def _test_data(folder: Path, config: TrainConfig, checkpoint: dict[str, Any]) -> DataSet:
     """Return the images to validate on; an old checkpoint cannot tell whether they are the same."""
-    told = checkpoint.get("data")
-    if told is None:
+    if "data" not in checkpoint:
         return open_data(config, config.loader)
-    return open_test_data(config, DataFacts.from_dict(told))
+    return open_test_data(config, trained_facts(checkpoint, folder))
 
 
 def _network(
@@ -283,8 +302,11 @@ def _network(
     resolved: Resolved,
 ) -> DeeplySupervised:
     model = build_model(config, num_classes, image_size)
+    weights = checkpoint["training"].get("model")
+    if not isinstance(weights, dict):
+        raise UserError(f"the checkpoint of {folder} was changed, it has no weights: train anew")
     try:
-        model.load_state_dict(checkpoint["training"]["model"])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(
             f"the checkpoint of {folder} does not fit {config.arch} with {num_classes} classes, so"

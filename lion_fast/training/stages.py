@@ -16,7 +16,9 @@ from lion_fast.data.dataset import DataSet
 from lion_fast.data.make import make_loader
 from lion_fast.data.open import open_data
 from lion_fast.data.plan import BatchPlan
+from lion_fast.data.sides import check_sides
 from lion_fast.models import DeeplySupervised, build_model
+from lion_fast.resolutions import Resolutions
 from lion_fast.training.folder.record import RunRecord
 from lion_fast.training.folder.resume import (
     Earlier,
@@ -156,7 +158,8 @@ class Stages:
             return settled.prepared.images
         if settled.own.images is not None:
             return settled.own.images
-        with moved_advice(settled.config.dataset, settled.earlier is not None):
+        dataset, earlier = settled.config.dataset, settled.earlier
+        with moved_advice(dataset, earlier is not None and earlier.found_images_at(dataset)):
             return open_data(settled.config, settled.resolved.loader)
 
     def build(self, settled: Settled, images: DataSet, screen: Console) -> Supplied:
@@ -165,6 +168,8 @@ class Stages:
         config, resolved, earlier = settled.config, settled.resolved, settled.earlier
         if earlier is not None:
             check_data(images, config.dataset, earlier)
+        resolutions = Resolutions.parse(config.resolutions)
+        check_sides(resolutions, images.image_size, has_masks=images.has_masks)
         plan = self.plan(
             BatchPlan(images.num_train, config.batch_size, config.seed, config.crop_padding)
         )
@@ -180,6 +185,7 @@ class Stages:
             model,
             images.image_size,
             config.batch_size // self.parts,
+            sides=[stage.side for stage in resolutions.stages],
             shares_norms=self.shares_norms(config.batch_norm, config.virtual_shards),
         )
         settled = replace(settled, resolved=resolved)
@@ -234,10 +240,12 @@ class Stages:
                     num_steps=config.max_steps,
                     device=resolved.device,
                     dtype=resolved.compute_dtype,
+                    reduces=bool(config.resolutions),
                 ),
                 impl=resolved.impl,
                 steps_per_run=config.steps_per_run,
-                num_workers=config.num_workers,
+                num_workers=config.most_workers,
+                fewer_workers=config.num_workers == "auto",
             )
         kept_open = self.held.enter_context(ExitStack())
         kept_open.enter_context(closing(loader))

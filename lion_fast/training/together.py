@@ -30,6 +30,7 @@ from lion_fast.training.ranks.sharing import Sharing, check_shares, make_sharing
 from lion_fast.training.ranks.torchrun import ranks_here
 from lion_fast.training.ranks.world import World
 from lion_fast.training.screen.console import Console, Silent
+from lion_fast.training.screen.printed import abandoned
 from lion_fast.training.stages import Equipped, Settled, Stages, Supplied
 from lion_fast.training.step.own import Own
 from lion_fast.training.step.reuse import StepCache
@@ -165,11 +166,28 @@ class SharedTraining(Training):
         # those of one process.
         self.plan = self.plan.whole
         self.all_stop = False
+        self.most_seconds = equipped.supplied.settled.config.rendezvous_timeout
+        sharing.world.patience.last_words = self._last_words
+
+    def train(self) -> None:
+        """See `Training.train`; set up, no rank has a reason to keep others waiting for long."""
+        self.sharing.most_seconds = self.most_seconds
+        super().train()
+
+    def _last_words(self) -> None:
+        """Say what is kept of a run that ends in the middle of a step."""
+        self.screen.close()
+        self.screen.say([abandoned(self.record)])
 
     def _advance(self) -> None:
+        self.sharing.where = f"in step {self.enqueued + 1}"
         if not self.is_alone and self.signals.received:
             self.sharing.ask_to_stop()
         super()._advance()
+
+    def _read_meter(self, lag: int) -> None:
+        with self.sharing.waiting():
+            super()._read_meter(lag)
 
     def _measured(self, rows: Tensor) -> Tensor:
         self.all_stop |= bool(rows[:, -1].any())

@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 import emulator
 from lion_fast.kernels.persistent import op
 from lion_fast.kernels.persistent.compile import definitions_of
@@ -35,15 +37,17 @@ def _built(definitions: tuple[tuple[str, int], ...], is_checked: bool) -> emulat
     return emulator.build(_FOLDER, source, dict(definitions), is_checked=is_checked)
 
 
-def library(plan, dtype, is_checked=False) -> emulator.Emulator:
+def library(
+    sizes: PersistentPlan, dtype: torch.dtype, is_checked: bool = False
+) -> emulator.Emulator:
     """Return the kernels of a network, compiled for the emulator."""
-    definitions = definitions_of(PersistentPlan(plan).definitions, dtype)
+    definitions = definitions_of(sizes.definitions, dtype)
     return _built(tuple(definitions.items()), is_checked)
 
 
 def run(launch: PersistentLaunch, how: How = How()) -> None:  # noqa: B008
     """Emulate a launch."""
-    library(launch.plan, launch.dtype, how.is_checked).run(
+    library(launch.sizes, launch.dtype, how.is_checked).run(
         launch.kernel,
         launch.arguments,
         {**launch.inputs, **launch.outputs},
@@ -66,4 +70,5 @@ def emulate(monkeypatch, how: How = How()) -> list[str]:  # noqa: B008
 
     monkeypatch.setattr(PersistentLaunch, "run", emulated)
     monkeypatch.setattr(op, "_gpu_of", lambda device: H100)
+    monkeypatch.setattr(op, "compiler_obstacle", lambda capability: None)  # g++ compiles
     return launched

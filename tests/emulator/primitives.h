@@ -25,6 +25,7 @@ DEVICE unsigned char *shared_memory() { return emulator::shared(); }
 DEVICE int thread_index() { return emulator::thread(); }
 DEVICE int program_index() { return emulator::program(); }
 DEVICE int num_programs() { return emulator::programs(); }
+DEVICE int renewed(int x) { return x; }
 // "Parallel Synchronization and Communication Instructions: bar, barrier": all threads of a CTA
 // wait, and see each other's earlier accesses.
 DEVICE void synchronise(AT) { emulator::barrier(HERE); }
@@ -37,6 +38,13 @@ DEVICE float shuffle(float x, int lane, AT) {
     mine.value = x, mine.number = lane;
     emulator::meet(emulator::SHUFFLE, HERE);
     return mine.value;
+}
+DEVICE unsigned shuffle(unsigned x, int lane, AT) {
+    float y;
+    memcpy(&y, &x, 4);
+    y = shuffle(y, lane, file, line);
+    memcpy(&x, &y, 4);
+    return x;
 }
 DEVICE float shuffle_xor(float x, int step, AT) {
     return shuffle(x, (emulator::thread() % 32) ^ step, file, line);
@@ -127,6 +135,15 @@ DEVICE Record load_matrices_4_transposed(const void *row, AT) {
 }
 DEVICE Record load_matrices_2_transposed(const void *row, AT) {
     return load_matrices(row, 2, true, HERE);
+}
+
+// "Matrix Transpose Instruction: movmatrix", .m8n8 .trans .b16: a lane holds row i / 4, and columns
+// i % 4 * 2 and the one behind it.
+DEVICE unsigned transposed(unsigned x, AT) {
+    emulator::Lane &mine = emulator::lane();
+    mine.words[0] = x, mine.number = 1;
+    emulator::meet(emulator::TRANSPOSITION, HERE);
+    return mine.words[0];
 }
 
 // "Matrix multiply-accumulate operation using mma instruction", "Matrix Fragments for mma.m16n8k16"

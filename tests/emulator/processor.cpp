@@ -101,6 +101,16 @@ static void load_matrices_of(Fibre *warp, bool transposed) {
         }
 }
 
+static void transpose_of(Fibre *warp) {
+    unsigned words[32];
+    for (int i = 0; i < 32; i++) words[i] = warp[i].lane.words[0];
+    auto at = [&](int row, int column) {
+        return (unsigned short)(words[row * 4 + column / 2] >> column % 2 * 16);
+    };
+    for (int i = 0; i < 32; i++)
+        warp[i].lane.words[0] = join(at(i % 4 * 2, i / 4), at(i % 4 * 2 + 1, i / 4));
+}
+
 static void multiply_of(Fibre *warp) {
     int depth = warp->lane.number;
     float a[16][16], b[16][8];
@@ -138,6 +148,8 @@ void meet(Operation operation, Site site) {
         for (int i = 0; i < 32; i++) warp[i].lane.value = values[warp[i].lane.number];
     } else if (operation == PRODUCT) {
         multiply_of(warp);
+    } else if (operation == TRANSPOSITION) {
+        transpose_of(warp);
     } else {
         load_matrices_of(warp, operation == MATRICES_TRANSPOSED);
     }

@@ -18,7 +18,7 @@ struct Site {
     int line;
 };
 
-enum Operation { SHUFFLE, MATRICES, MATRICES_TRANSPOSED, PRODUCT };
+enum Operation { SHUFFLE, MATRICES, MATRICES_TRANSPOSED, TRANSPOSITION, PRODUCT };
 
 // What a lane brings to an operation of its warp, and what it takes from it.
 struct Lane {

@@ -36,10 +36,16 @@ class Setting(NamedTuple):
     block_layers: int = 2
     dtype: torch.dtype = torch.bfloat16
     channels_last: bool = True
+    programs: int | None = None
+    """that go through the images, maps in memory; None: one an image, maps in its own"""
 
     @property
     def plan(self) -> Plan:
         return Plan(self.batch, self.side, self.side, *self[2:5])
+
+    @property
+    def sizes(self) -> PersistentPlan:
+        return PersistentPlan(self.plan, self.programs, is_resident=self.programs is None)
 
 
 class Inputs(NamedTuple):
@@ -90,7 +96,10 @@ def inputs(setting: Setting) -> Inputs:
 
 def _poisoned(tensors):
     for tensor in tensors:
-        tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
+        if tensor.is_floating_point():
+            tensor.fill_(torch.nan)
+        else:  # every bit set
+            tensor.fill_(255 if tensor.dtype == torch.uint8 else -1)
 
 
 def run(setting: Setting, how: backbone.How = backbone.How()) -> Run:  # noqa: B008
@@ -101,9 +110,9 @@ def run(setting: Setting, how: backbone.How = backbone.How()) -> Run:  # noqa: B
     exchange = empty_exchange(plan, given.images)
     grads = torch.empty(gradient_size(plan))
     _poisoned([*out, exchange, grads])
-    backbone.run(pack_launch(plan, table, out, exchange, *given[1:4]), how)
-    backbone.run(forward_launch(plan, out, exchange, given.images, EPS), how)
-    last = backward_launch(plan, table, grads, given.d_pooled, given.images, out, EPS)
+    backbone.run(pack_launch(setting.sizes, table, out, exchange, *given[1:4]), how)
+    backbone.run(forward_launch(setting.sizes, out, exchange, given.images, EPS), how)
+    last = backward_launch(setting.sizes, table, grads, given.d_pooled, given.images, out, EPS)
     _poisoned(last.outputs.values())
     backbone.run(last, how)
     views = gradient_views(plan, grads, setting.channels_last)
@@ -185,6 +194,18 @@ def reference(setting: Setting) -> tuple[list[Tensor], list[Tensor]]:
     pooled = dense_backbone_ref(given.images, *parts, *running, block_layers=layers, eps=EPS)
     grads = torch.autograd.grad(pooled, leaves, given.d_pooled)
     return [p.detach() for p in pooled], list(grads)
+
+
+def autocast(setting: Setting) -> list[Tensor]:
+    """Gradients by torch's own operators under autocast to the setting's dtype."""
+    given = inputs(setting)
+    leaves = [t.clone().requires_grad_() for t in given.parameters]
+    count, norms = len(given.convs), len(given.gammas)
+    parts = leaves[:count], leaves[count : count + norms], leaves[count + norms :]
+    with torch.autocast("cpu", setting.dtype):
+        pooled, _ = _backbone_at(given.images, *parts, setting.block_layers, None)
+    seeds = [d.to(p.dtype) for d, p in zip(given.d_pooled, pooled, strict=True)]
+    return list(torch.autograd.grad(pooled, leaves, seeds))
 
 
 def error(value: Tensor, truth: Tensor) -> float:

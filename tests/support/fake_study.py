@@ -149,7 +149,7 @@ def start(tmp_path, hang_up=signal.SIG_DFL):
         signal.signal(signal.SIGHUP, before)
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=600):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -2,36 +2,37 @@
 
     python tests/support/mixed_events.py [--first 0] [--last 200] [--seed 1] [--log FILE.csv]
 
-An event is a run or a study of its own, one mishap, and what it takes to go on; its kind and moment
-follow from the seed and its number, so that ranges can be run apart. Kinds: kill, signal (SIGINT,
-SIGTERM, SIGHUP, SIGUSR1, SIGUSR2), stop (SIGSTOP, then SIGCONT), full (a tmpfs that fills, in a
-mount namespace), nosync (folders that cannot be synced, by LD_PRELOAD, and a kill), moved (a kill,
-and images that lie elsewhere when the run goes on), worker (a study's worker is killed). Needs root
-or user namespaces, and a C compiler. Exits with 1 and a line for each claim that did not hold.
+An event is a run or a study of its own, one mishap, and what it takes to go on. The kinds take
+turns, and the moment follows from the seed and the event's number, so that ranges can be run apart.
+Kinds: kill, signal (SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2), stop (SIGSTOP, then SIGCONT), full
+(a tmpfs that fills, in a mount namespace), nosync (folders that cannot be synced, by LD_PRELOAD,
+and a kill), moved (a kill, and images that lie elsewhere when the run goes on), worker (a study's
+worker is killed), changed (likewise, and the study's data are others from then on). Needs root or
+user namespaces, and a C compiler. Exits with 1 and a line for each claim that did not hold.
 """
 
 import argparse
 import csv
-import ctypes
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from kill_runs import Ended, _is_group, _run_kept, _runs
+from faulty_disks import UNSYNCED, enlarge, environment_with_shim, mount_small, own_mounts
+from forks import STOPPING, faults_of, forked, kill_workers, lion_fast
+from kill_runs import Ended, _run_kept, _runs
 from run_results import results, table
 
 # A study's worker loads torch anew, so that its death takes long to try.
-KINDS = ("kill", "signal", "stop", "full", "nosync", "moved") * 2 + ("worker",)
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+KINDS = ("kill", "signal", "stop", "full", "nosync", "moved") * 2 + ("worker", "changed")
 STEPS = 24
 SMALL = (
     "--growth-rate 2 --block-layers 1 --batch-size 32 --window 5 --log-every 10 --device cpu"
@@ -51,8 +52,6 @@ max_steps = 24
 checkpoint_every = 5
 """
 COLUMNS = ["number", "kind", "detail", "after_seconds", "exit_code", "kept", "of", "fault"]
-_NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
-_PRIVATE, _REMOUNT = 0x44000, 32  # MS_REC | MS_PRIVATE, MS_REMOUNT
 
 
 class Event(NamedTuple):
@@ -70,43 +69,9 @@ class Event(NamedTuple):
     """What was lost or differs; empty where nothing is."""
 
 
-def forked(folder: Path, body: Callable[[], int], act: Callable[[int], None] | None) -> Ended:
-    """Run `body` in a fork, its output in `folder`, and let `act` befall its process."""
-    started = time.perf_counter()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            for number in STOPPING:
-                signal.signal(number, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.setsid()
-            for name, descriptor in (("out", 1), ("err", 2)):
-                file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(file, descriptor)
-            code = body()
-        except KeyboardInterrupt:  # before the command was reached
-            code = 130
-        finally:
-            os._exit(code)
-    if act is not None:
-        act(pid)
-    _, status = os.waitpid(pid, 0)
-    while _is_group(pid):
-        time.sleep(0.02)
-    output, errors = ((folder / name).read_text(errors="replace") for name in ("out", "err"))
-    return Ended(os.waitstatus_to_exitcode(status), output, errors, time.perf_counter() - started)
-
-
-def lion_fast(*arguments: str) -> int:
-    from lion_fast.cli import main
-
-    return main(list(arguments))
-
-
-def images(path: Path) -> None:
+def images(path: Path, seed: int = 0) -> None:
     """Write 500 noisy images of four classes, and 200 to test on."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     arrays = {}
     for split, number in (("train", 500), ("test", 200)):
         labels = rng.integers(0, 4, number)
@@ -128,23 +93,37 @@ def outcome(folder: Path) -> object:
 
 
 class Trial:
-    """Where events take place: the images, and what an uninterrupted run and study give."""
+    """Where events take place: the images, and what is uninterrupted there."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.data = folder, folder / "images.npz"
+        self.folder, self.data, self.others = folder, folder / "images.npz", folder / "others.npz"
         images(self.data)
-        (whole := folder / "whole").mkdir()
-        ended = forked(whole, lambda: lion_fast(*self.start(whole)), None)
-        if ended.code != 0:
-            raise SystemExit(f"an uninterrupted run ended with {ended.code}: {ended.errors}")
+        images(self.others, seed=1)
+        for name in ("first", "whole"):  # the first also loads what later ones share
+            (whole := folder / name).mkdir()
+            ended = forked(whole, lambda whole=whole: lion_fast(*self.start(whole)), None)
+            if ended.code != 0:
+                raise SystemExit(f"an uninterrupted run ended with {ended.code}: {ended.errors}")
         self.expected, self.seconds = outcome(whole), ended.seconds
         (run,) = _runs(whole)
         self.bytes = sum(path.stat().st_size for path in run.iterdir())
-        (study := folder / "study").mkdir()
-        ended = forked(study, lambda: lion_fast(*self.study(study)), None)
+
+    @cached_property
+    def whole_study(self) -> tuple[list[dict[str, str]], float]:
+        """What a study of the images exports, and the seconds that it takes."""
+        return self._whole_study("study", self.data)
+
+    @cached_property
+    def study_of_others(self) -> list[dict[str, str]]:
+        """What a study of the other images exports."""
+        return self._whole_study("study-of-others", self.others)[0]
+
+    def _whole_study(self, name: str, data: Path) -> tuple[list[dict[str, str]], float]:
+        (here := self.folder / name).mkdir()
+        ended = forked(here, lambda: lion_fast(*self.study(here, data)), None)
         if ended.code != 0:
             raise SystemExit(f"an uninterrupted study ended with {ended.code}: {ended.errors}")
-        self.study_expected, self.study_seconds = self.exported(study), ended.seconds
+        return self.exported(here), ended.seconds
 
     def start(self, folder: Path, data: Path | None = None) -> list[str]:
         return [
@@ -159,10 +138,10 @@ class Trial:
         moved = ["--dataset", str(data)] if data else []
         return ["train", "--resume", str(runs[0]), *moved, *flags]
 
-    def study(self, folder: Path) -> list[str]:
+    def study(self, folder: Path, data: Path, *flags: str) -> list[str]:
         path = folder / "mixed.toml"
-        path.write_text(STUDY.format(dataset=self.data))
-        return ["study", str(path), "--out", str(folder / "studies")]
+        path.write_text(STUDY.format(dataset=data))
+        return ["study", str(path), "--out", str(folder / "studies"), *flags]
 
     def exported(self, folder: Path) -> list[dict[str, str]]:
         from lion_fast.study.export import export_csv
@@ -173,13 +152,14 @@ class Trial:
         (metrics,) = (path for path in paths if path.name == "metrics.csv")
         with open(metrics, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        clocks = {"seconds", "val_seconds", "images_per_second"}
-        return [{k: v for k, v in row.items() if k not in clocks} for row in rows]
+        # Beside the clocks the key, which says where the data lie.
+        left_out = {"seconds", "val_seconds", "images_per_second", "key"}
+        return [{k: v for k, v in row.items() if k not in left_out} for row in rows]
 
-    def event(self, number: int, seed: int) -> Event:
+    def event(self, number: int, seed: int, kinds: Sequence[str]) -> Event:
         """Let one mishap happen and go on."""
         rng = random.Random(f"{seed} {number}")
-        kind, share = rng.choice(KINDS), rng.random()
+        kind, share = kinds[number % len(kinds)], rng.random()
         (here := self.folder / f"event-{number}").mkdir()
         return getattr(self, f"_{kind}")(number, here, share, rng)
 
@@ -190,11 +170,11 @@ class Trial:
         return self._signalled(number, "signal", here, share, rng.choice(STOPPING))
 
     def _nosync(self, number: int, here: Path, share: float, rng: random.Random) -> Event:
-        os.environ["NO_FOLDER_SYNC"] = "1"
+        os.environ[UNSYNCED] = "1"
         try:
             return self._signalled(number, "nosync", here, share, signal.SIGKILL)
         finally:
-            del os.environ["NO_FOLDER_SYNC"]
+            del os.environ[UNSYNCED]
 
     def _moved(self, number: int, here: Path, share: float, rng: random.Random) -> Event:
         data = here / "first.npz"
@@ -262,10 +242,10 @@ class Trial:
         def body() -> int:
             runs = here / "runs"
             runs.mkdir()
-            _own_mounts()
-            _tmpfs(runs, size, 0)
+            own_mounts()
+            mount_small(runs, size)
             code = lion_fast(*self.start(here))
-            _tmpfs(runs, 2**26, _REMOUNT)
+            enlarge(runs, 2**26)
             told.write_text(f"{code} {_run_kept(here)}")
             last = code
             if code != 0 or not _runs(here):
@@ -287,59 +267,70 @@ class Trial:
         return Event(number, "full", f"tmpfs of {size} bytes", 0.0, code, kept, STEPS, fault)
 
     def _worker(self, number: int, here: Path, share: float, rng: random.Random) -> Event:
-        after = share * self.study_seconds
+        expected, seconds = self.whole_study
+        after = _in_training(share) * seconds
 
         def act(pid: int) -> None:
             time.sleep(after)
-            for child in _children(pid):
-                os.kill(child, signal.SIGKILL)
+            kill_workers(pid)
 
-        got = forked(here, lambda: lion_fast(*self.study(here)), act)
-        faults = []
-        if got.code not in (0, 1) or "Traceback" in got.errors:
-            faults.append(f"exit {got.code}: {got.errors}")
+        got = forked(here, lambda: lion_fast(*self.study(here, self.data)), act)
+        faults = faults_of(got, 0, 1)
         if got.code == 1:
-            last = forked(here, lambda: lion_fast(*self.study(here)), None)
-            if last.code != 0:
-                faults.append(f"went on to exit {last.code}: {last.errors}")
-        if not faults and self.exported(here) != self.study_expected:
+            last = forked(here, lambda: lion_fast(*self.study(here, self.data)), None)
+            faults += faults_of(last, 0)
+        if not faults and self.exported(here) != expected:
             faults.append("differs from an uninterrupted study")
         fault = " ".join("; ".join(faults).split())
         return Event(number, "worker", "SIGKILL", round(after, 3), got.code, 0, STEPS, fault)
 
+    def _changed(self, number: int, here: Path, share: float, rng: random.Random) -> Event:
+        """Kill the worker and change the data, at once or when the study has ended.
 
-def _children(pid: int) -> list[int]:
-    """Return the processes that run cells, not the tracker of multiprocessing's resources."""
-    found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        line = Path(f"/proc/{child}/cmdline").read_bytes()
-        if b"spawn_main" in line:
-            found.append(int(child))
-    return found
+        Started again, the study either takes nothing of the data before or refuses, and loses
+        nothing by it; with `--rerun changed` it ends as one of the data that are there now.
+        """
+        expected, seconds = self.whole_study
+        after, at_once = _in_training(share) * seconds, rng.random() < 0.5
+        data = Path(shutil.copy(self.data, here / "images.npz"))
+
+        def change() -> None:
+            other = shutil.copy(self.others, here / "new.npz")
+            os.replace(other, data)
+
+        def act(pid: int) -> None:
+            time.sleep(after)
+            kill_workers(pid)
+            if at_once:
+                change()
+
+        got = forked(here, lambda: lion_fast(*self.study(here, data)), act)
+        faults = faults_of(got, 0, 1)
+        if not at_once:
+            change()
+        before = self.exported(here)
+        again = forked(here, lambda: lion_fast(*self.study(here, data)), None)
+        faults += faults_of(again, 0, 1, 2)
+        wanted, left = self.study_of_others, self.exported(here)
+        if again.code == 0 and left != wanted:
+            faults.append("took runs of other data for its own")
+        if again.code == 2 and (left != before or "--rerun changed" not in again.errors):
+            faults.append(f"refused, and changed or advised otherwise: {again.errors}")
+        if mixed := [row for row in left if row not in wanted and row not in expected]:
+            faults.append(f"a run of both data: {mixed[0]}")
+        last = forked(here, lambda: lion_fast(*self.study(here, data, "--rerun", "changed")), None)
+        faults += faults_of(last, 0)
+        if not faults and self.exported(here) != wanted:
+            faults.append("differs from an uninterrupted study of the new data")
+        fault = " ".join("; ".join(faults).split())
+        when = "at once" if at_once else "afterwards"
+        detail = f"SIGKILL and other data {when}: exit {again.code}"
+        return Event(number, "changed", detail, round(after, 3), got.code, 0, STEPS, fault)
 
 
-def _own_mounts() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_NEW_MOUNTS) or libc.mount(b"none", b"/", None, _PRIVATE, None):
-        raise OSError(ctypes.get_errno(), "no mount namespace")
-
-
-def _tmpfs(path: Path, size: int, flags: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    options = f"size={size}".encode()
-    if libc.mount(b"tmpfs", os.fsencode(path), b"tmpfs", flags, options):
-        raise OSError(ctypes.get_errno(), f"no tmpfs on {path}")
-
-
-def _with_shim(argv: list[str]) -> None:
-    """Begin again with the shim loaded, unless it is."""
-    if "no_folder_sync" in os.environ.get("LD_PRELOAD", ""):
-        return
-    shim = Path(tempfile.mkdtemp()) / "no_folder_sync.so"
-    source = Path(__file__).with_name("no_folder_sync.c")
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, source, "-ldl"], check=True)
-    env = os.environ | {"LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1"}
-    os.execve(sys.executable, [sys.executable, __file__, *argv], env)
+def _in_training(share: float) -> float:
+    """Return a share of a study's time after its worker's first seconds, in which torch loads."""
+    return 0.4 + 0.6 * share
 
 
 def main(argv: list[str]) -> int:
@@ -348,9 +339,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--last", type=int, default=200, help="one beyond the last event's number")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kinds", nargs="+", choices=set(KINDS), default=KINDS)
     parser.add_argument("--log", type=Path, help="CSV with a row an event, appended to")
     arguments = parser.parse_args(argv)
-    _with_shim(argv)
+    if environment := environment_with_shim():
+        os.execve(sys.executable, [sys.executable, __file__, *argv], environment)
 
     # Loaded before the forks, so that these share it.
     import matplotlib.backends.backend_agg  # noqa: F401
@@ -366,7 +359,7 @@ def main(argv: list[str]) -> int:
             writer.writerow(COLUMNS)
         trial = Trial(Path(folder))
         for number in range(arguments.first, arguments.last):
-            event = trial.event(number, arguments.seed)
+            event = trial.event(number, arguments.seed, arguments.kinds)
             faults += bool(event.fault)
             writer.writerow(event)
             log.flush()

@@ -23,6 +23,7 @@ from lion_fast.errors import UserError
 from lion_fast.models import densenet_ds
 from lion_fast.training import Interrupted, train
 from lion_fast.training.machine.resolve import resolve
+from lion_fast.training.ranks import patience
 from lion_fast.training.ranks.shared_norm import share_norms
 from lion_fast.training.ranks.sharing import Sharing
 from lion_fast.training.ranks.torchrun import Ranks
@@ -141,6 +142,7 @@ def scenarios(config: TrainConfig, rank: int) -> dict[str, Callable[[], Any]]:
         "global": lambda: train(replace(config, gradient_ratio_every=4, eval_every=6)),
         "local": lambda: train(replace(config, batch_norm="local")),
         "shards": lambda: train(shards),
+        "sizes": lambda: train(replace(shards, dataset="digits", resolutions="8:4,12:3")),
         "resnet_shards": lambda: train(
             replace(shards, arch="resnet_ds", base_width=8, optimizer="muon", max_steps=4)
         ),
@@ -162,6 +164,8 @@ def scenarios(config: TrainConfig, rank: int) -> dict[str, Callable[[], Any]]:
 
 def main() -> int:
     torch.set_num_threads(1)
+    # On a busy machine a rank may keep others waiting for longer than they would after a signal.
+    patience.OBEY = 600.0
     folder, dataset, *names = sys.argv[1:]
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if size > 1:

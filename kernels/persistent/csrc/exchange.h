@@ -63,29 +63,38 @@ DEVICE void publish(Forward &p, int first, int channels) {
 // Wait for `channels` from `first` on of all images, and merge them: a channel a warp.
 template <int BLOCK>
 DEVICE void receive(Forward &p, int first, int channels) {
-    constexpr int N = positions_of(BLOCK), EACH = whole(BATCH, 32);
+    constexpr int N = positions_of(BLOCK), EACH = smaller(whole(BATCH, 32), STRETCH);
+    constexpr bool AT_ONCE = BATCH <= 32 * EACH;  // else words that have come are read again
     for (int c = first + p.warp; c < first + channels; c += WARPS) {
         const Word *words = p.a.exchange + exchange_at(BLOCK) + 2 * c * BATCH;
         float means[EACH], squares[EACH], sum = 0, within = 0, between = 0;
-        load_flagged(means, words + p.lane, words + BATCH);
-        load_flagged(squares, words + BATCH + p.lane, words + 2 * BATCH);
+        for (int at = p.lane; at < BATCH + p.lane; at += 32 * EACH) {
+            load_flagged(means, words + at, words + BATCH);
+            if (AT_ONCE) load_flagged(squares, words + BATCH + at, words + 2 * BATCH);
 #pragma unroll
-        for (int i = 0; i < EACH; i++) sum += means[i];
+            for (int i = 0; i < EACH; i++) sum += means[i];
+        }
         for (int step = 1; step < 32; step *= 2) sum += shuffle_xor(sum, step);
         float mean = sum / BATCH;
-#pragma unroll
-        for (int i = 0; i < EACH; i++)
-            if (p.lane + 32 * i < BATCH) {
-                between += (means[i] - mean) * (means[i] - mean);
-                within += squares[i];
+        for (int at = p.lane; at < BATCH + p.lane; at += 32 * EACH) {
+            if (!AT_ONCE) {
+                load_flagged(means, words + at, words + BATCH);
+                load_flagged(squares, words + BATCH + at, words + 2 * BATCH);
             }
+#pragma unroll
+            for (int i = 0; i < EACH; i++)
+                if (at + 32 * i < BATCH) {
+                    between += (means[i] - mean) * (means[i] - mean);
+                    within += squares[i];
+                }
+        }
         within += N * between;
         for (int step = 1; step < 32; step *= 2) within += shuffle_xor(within, step);
         if (p.lane == 0) {
             float variance = within / ((float)N * BATCH);
             p.mean()[c] = mean;
             p.rstd()[c] = inverse_root(variance + p.a.eps);
-            if (p.image == 0) {
+            if (program_index() == 0) {
                 float *out = p.a.statistics + statistics_at(BLOCK);
                 out[c] = mean;
                 out[8 * groups_of(BLOCK) + c] = variance;

@@ -37,11 +37,24 @@ struct Cut {
 
 // ---- shared memory, bytes --------------------------------------------------------------------------
 
-// Planes of what a layer reads, normalised. Large ones take turns: two chunks' at a time.
-SHAPE bool takes_turns(int block) { return side_of(block) > 16; }
+// Planes of what a layer reads, normalised. Large ones take turns: two stages of some chunks. So do
+// all where shared memory need not hold the maps, for GPUs that have little of it.
+SHAPE int stage_of(int block) {
+    int s = side_of(block);
+    return s == 32   ? Cut<32>::SPLIT
+           : s == 24 ? Cut<24>::SPLIT
+           : s == 16 ? Cut<16>::SPLIT
+           : s == 12 ? Cut<12>::SPLIT
+           : s == 8  ? Cut<8>::SPLIT
+           : s == 6  ? Cut<6>::SPLIT
+                     : Cut<4>::SPLIT;
+}
+SHAPE int planes_of(int block) { return 2 * chunks_of(groups_of(block) - MADE); }
+SHAPE bool takes_turns(int block) {
+    return planes_of(block) > 4 * stage_of(block) && (side_of(block) > 16 || !RESIDENT);
+}
 SHAPE int active_bytes(int block) {
-    int planes = 2 * chunks_of(groups_of(block) - MADE);
-    return (takes_turns(block) ? smaller(planes, 4) : planes) * plane_of(block);
+    return (takes_turns(block) ? 4 * stage_of(block) : planes_of(block)) * plane_of(block);
 }
 // Sums that warps give to another: of a layer whose sum over channels is split.
 template <int S>
@@ -64,6 +77,7 @@ SHAPE int most_active_bytes() {
     int most = (SIDE + 2) * (SIDE + 2) * 3 * 2;  // the image
     for (int b = 0; b < BLOCKS; b++) {
         most = larger(most, active_bytes(b));
+        if (!RESIDENT) most = larger(most, active_bytes(b) + split_bytes_of(b));
         if (b + 1 < BLOCKS) most = larger(most, 16 * groups_of(b) * positions_of(b + 1));
     }
     return whole(most, 16) * 16;
@@ -77,11 +91,14 @@ SHAPE int partial_bytes() {
 }
 SHAPE int most_channels() { return 8 * larger(groups_of(0), larger(groups_of(1), groups_of(2))); }
 
-constexpr int MAP = 0, ACTIVE = most_map_bytes(), PARTIALS = ACTIVE + most_active_bytes();
+constexpr int MAP = 0, ACTIVE = RESIDENT ? most_map_bytes() : 0;
+constexpr int PARTIALS = ACTIVE + most_active_bytes();
 constexpr int STATISTICS = PARTIALS + partial_bytes();  // mean, rstd, scale, shift
 constexpr int FORWARD_END = STATISTICS + 4 * 4 * most_channels();
-// Behind the block's map where that is shorter than the longest; else behind everything.
+// Behind the block's map where that is shorter than the longest, else behind everything; where no
+// map is, behind the block's planes.
 SHAPE int split_at(int block) {
+    if (!RESIDENT) return active_bytes(block);
     return map_bytes(block) + split_bytes_of(block) <= ACTIVE ? map_bytes(block) : FORWARD_END;
 }
 SHAPE int forward_shared() {
@@ -92,10 +109,8 @@ SHAPE int forward_shared() {
 constexpr int FORWARD_SHARED = forward_shared();
 static_assert(FORWARD_SHARED <= MOST_SHARED, "a program's memory");
 
-struct Forward {
+struct Forward : Program {
     const ForwardArguments &a;
-    unsigned char *shared;
-    int thread, warp, lane, image;
 
     DEVICE float *mean() { return (float *)(shared + STATISTICS); }
     DEVICE float *rstd() { return mean() + most_channels(); }
@@ -104,6 +119,8 @@ struct Forward {
     DEVICE float *partials() { return (float *)(shared + PARTIALS); }
     template <int BLOCK>
     DEVICE Record *map(int group) {
-        return (Record *)(shared + MAP) + group * positions_of(BLOCK);
+        constexpr int N = positions_of(BLOCK);
+        if constexpr (RESIDENT) return (Record *)(shared + MAP) + group * N;
+        else return (Record *)(a.maps + maps_at(BLOCK)) + ((long)group * BATCH + image) * N;
     }
 };

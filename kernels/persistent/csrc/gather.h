@@ -58,8 +58,8 @@ DEVICE void from_layer(Backward &p, int group, int v, float (&d)[W::R][4]) {
 #pragma unroll
             for (int row = 0; row < W::R + 2; row++) {
                 const unsigned char *from = dout + row * W::PITCH * 16;
-                Record two = load_matrices_4(from + p.lane / 16 * 16);
-                Record one = load_matrices_2(from + 32);
+                Record two = rows_4(p, from + p.lane / 16 * 16);
+                Record one = rows_2(p, from + 32);
 #pragma unroll
                 for (int kh = 0; kh < 3; kh++)
                     if (row - kh >= 0 && row - kh < W::R) {
@@ -74,9 +74,9 @@ DEVICE void from_layer(Backward &p, int group, int v, float (&d)[W::R][4]) {
 #pragma unroll
                 for (int kh = 0; kh < 3; kh++) {
                     const unsigned char *from = dout + W::corner(q) + kh * W::PITCH * 16;
-                    Record two = load_matrices_4(from + p.lane / 16 * 16);
+                    Record two = rows_4(p, from + p.lane / 16 * 16);
                     multiply_16(d[r], two, {b[kh].w[0], b[kh].w[1]});
-                    multiply_8(d[r], load_matrices_2(from + 32), b[kh].w[2]);
+                    multiply_8(d[r], rows_2(p, from + 32), b[kh].w[2]);
                 }
             }
         }
@@ -87,7 +87,7 @@ DEVICE void from_layer(Backward &p, int group, int v, float (&d)[W::R][4]) {
 template <class W>
 DEVICE void from_transition(Backward &p, int group, float (&d)[W::R][4]) {
     constexpr int T = W::S / 2, M = T * T, CHUNKS = chunks_of(W::OUT);
-    const unsigned char *end = p.shared + end_at(W::BLOCK) + p.lane / 16 * M * 16;
+    const unsigned char *end = p.end(W::BLOCK) + p.lane / 16 * M * 16;
     const unsigned *w = p.a.weights + turned_layer_at(W::BLOCK, LAYERS) + group * CHUNKS * 64;
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
@@ -97,8 +97,8 @@ DEVICE void from_transition(Backward &p, int group, float (&d)[W::R][4]) {
             if (W::STACKED && r % 2) continue;  // under the same positions as the one above
             int q = smaller(W::position(p.warp, r, p.lane % 16), W::N - 1);
             const unsigned char *from = end + (2 * chunk * M + q / W::S / 2 * T + q % W::S / 2) * 16;
-            if (2 * chunk + 1 < W::OUT) multiply_16(d[r], load_matrices_4(from), b);
-            else multiply_8(d[r], load_matrices_2(from), b.a);
+            if (2 * chunk + 1 < W::OUT) multiply_16(d[r], rows_4(p, from), b);
+            else multiply_8(d[r], rows_2(p, from), b.a);
         }
     }
 #pragma unroll
@@ -127,6 +127,7 @@ template <class W>
 DEVICE void pull(Backward &p, int group, int maker, int g) {
     constexpr int R = W::R, BLOCK = W::BLOCK, C = W::C;
     const float *affine = p.a.affine + affine_at(BLOCK);
+    p.renew();
     int readers = LAYERS - maker, pair = p.lane % 4, c = 8 * group + 2 * pair;
     if (p.warp < W::OWNERS) {
         float xhat[R][4], total[R][4], m[2], s[2], direct[2];
@@ -194,21 +195,28 @@ DEVICE void pull(Backward &p, int group, int maker, int g) {
     }
 }
 
-// Wait for a group's S1 and S2 of all images, a value a warp, and subtract: the gradient, rounded,
-// in the place of the group's map; and in `end`, (N, 8), if given.
+// Wait for a group's S1 and S2 of all images, a value a warp.
 template <class W>
-DEVICE void correct(Backward &p, int group, int g, unsigned char *end) {
-    constexpr int EACH = whole(BATCH, 32);
+DEVICE void receive_sums(Backward &p, int group) {
+    constexpr int EACH = smaller(whole(BATCH, 32), STRETCH);
     const Word *words = p.a.exchange + exchange_at(W::BLOCK) + (16 * group + p.warp) * BATCH;
     float found[EACH], sum = 0, rstd = p.rstd()[8 * group + p.warp / 2];
-    load_flagged(found, words + p.lane, words + BATCH);
+    for (int at = p.lane; at < BATCH + p.lane; at += 32 * EACH) {
+        load_flagged(found, words + at, words + BATCH);
 #pragma unroll
-    for (int i = 0; i < EACH; i++) sum += found[i];
+        for (int i = 0; i < EACH; i++) sum += found[i];
+    }
     for (int step = 1; step < 32; step *= 2) sum += shuffle_xor(sum, step);
     synchronise();
     if (p.lane == 0)
         p.correction()[p.warp] = sum / ((float)W::N * BATCH) * (p.warp % 2 ? rstd * rstd : rstd);
     synchronise();
+}
+
+// Subtract what they are: the gradient, rounded, in the place of the group's map; and in `end`,
+// (N, 8), if given.
+template <class W>
+DEVICE void correct(Backward &p, int group, int g, unsigned char *end) {
     if (p.warp >= W::OWNERS) return;
     int pair = p.lane % 4;
     float mean[2], a[4];  // a: S1 and S2 of one channel, then of the other

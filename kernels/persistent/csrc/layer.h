@@ -26,20 +26,23 @@ template <int BLOCK>
 DEVICE void activate(Forward &p, int first, int last) {
     constexpr int S = side_of(BLOCK), N = S * S, PLANE = plane_of(BLOCK);
     unsigned char *active = p.shared + ACTIVE;
-    if constexpr (takes_turns(BLOCK)) {  // a chunk: half the warps a group, or all of them
+    constexpr bool TURNS = takes_turns(BLOCK);
+    constexpr int PLANES = TURNS ? 4 * stage_of(BLOCK) : planes_of(BLOCK);
+    if constexpr (TURNS && PLANES == 4) {  // a chunk: half the warps a group, or all of them
         int sharing = last - first == 2 ? WARPS / 2 : WARPS, group = first + p.warp / sharing;
         Affine f = affine_of(p, group);
         const Record *map = p.map<BLOCK>(group);
 #pragma unroll
         for (int i = 0; i < whole(N, 16 * WARPS); i++) {
             int q = (i * sharing + p.warp % sharing) * 32 + p.lane;
-            if (q < N) *(Record *)(active + group % 4 * PLANE + inside<S>(q)) = activated(f, map[q]);
+            Record *at = (Record *)(active + group % PLANES * PLANE + inside<S>(q));
+            if (q < N) *at = activated(f, map[q]);
         }
     } else {
         for (int i = p.thread; i < (last - first) * N; i += THREADS) {
             int group = first + i / N, q = i % N;
             Affine f = affine_of(p, group);
-            *(Record *)(active + group * PLANE + inside<S>(q)) =
+            *(Record *)(active + (TURNS ? group % PLANES : group) * PLANE + inside<S>(q)) =
                 activated(f, p.map<BLOCK>(group)[q]);
         }
     }
@@ -50,7 +53,8 @@ template <int BLOCK, class C>
 DEVICE void multiply(Forward &p, float (&sums)[C::COLUMNS][C::TILES][4], const unsigned *weights,
                      int chunk, bool single) {
     constexpr int S = side_of(BLOCK), PITCH = S + 2, PLANE = plane_of(BLOCK);
-    int owner = p.warp % C::OWNERS, plane = takes_turns(BLOCK) ? chunk % 2 * 2 : 2 * chunk;
+    int owner = p.warp % C::OWNERS;
+    int plane = 2 * (takes_turns(BLOCK) ? chunk % (2 * C::SPLIT) : chunk);
     const unsigned char *active = p.shared + ACTIVE + (plane + p.lane / 16) * PLANE;
     Pair b[9];
 #pragma unroll
@@ -152,8 +156,10 @@ DEVICE void layer(Forward &p, int u) {
     constexpr bool ALL = N % 16 == 0, TURNS = takes_turns(BLOCK);
     int groups = IN + MADE * u, chunks = chunks_of(groups), fresh = u == 0 ? 0 : groups - MADE;
     int owner = p.warp % C::OWNERS, part = p.warp / C::OWNERS;
-    affine<BLOCK>(p, u, 0, 8 * fresh);
-    synchronise();
+    if (p.is_first()) {
+        affine<BLOCK>(p, u, 0, 8 * fresh);
+        synchronise();
+    }
     for (int made = 0; made < MADE; made++) {
         const unsigned *weights = p.a.weights + layer_weights_at(BLOCK, u) + made * chunks * 9 * 64;
         float sums[C::COLUMNS][TILES][4], y[TILES][4];
@@ -163,15 +169,18 @@ DEVICE void layer(Forward &p, int u) {
             for (int t = 0; t < TILES; t++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) sums[kw][t][i] = 0;
-        // Stages: single chunks where planes take turns, else all chunks that are known, then the
-        // others. A stage is normalised while slower warps still multiply the one before.
-        int done = 0, next = 0, known = made == 0 ? fresh / 2 : chunks;
+        // Stages: of SPLIT chunks where planes take turns, else all chunks that are known, then the
+        // others. A stage is normalised while slower warps still multiply the one before. A chunk
+        // is always the same warp's, so that sums do not depend on what was known.
+        bool waits = made == 0 && p.is_first();
+        int done = 0, next = 0, known = waits ? fresh / 2 : chunks, chunk = part;
         while (true) {
-            for (int chunk = done + part; chunk < next && part < C::SPLIT; chunk += C::SPLIT)
+            for (; chunk < next && part < C::SPLIT; chunk += C::SPLIT)
                 multiply<BLOCK, C>(p, sums, weights, chunk, 2 * chunk + 1 == groups);
             done = next;
             if (done == chunks) break;
-            next = TURNS ? done + 1 : done < known ? known : chunks;
+            next = done < known ? known : chunks;
+            if (TURNS) next = smaller(next, done + C::SPLIT);
             if (done == known) {
                 receive<BLOCK>(p, 8 * fresh, 8 * (groups - fresh));
                 affine<BLOCK>(p, u, 8 * fresh, 8 * groups);

@@ -1,9 +1,12 @@
 // The network's sizes, and where everything lies: in flat buffers and in a program's memory.
 //
-// Whoever compiles gives BATCH, SIDE (of the square images), STEM_CHANNELS, GROWTH and LAYERS (a
-// block). `plan.py` says which are taken, and repeats the sizes of buffers.
+// Whoever compiles gives BATCH, SIDE (of the square images), STEM_CHANNELS, GROWTH, LAYERS (a
+// block) and RESIDENT. `plan.py` says which are taken, and repeats the sizes of buffers.
 //
-// A program is a thread block of 16 warps. It owns one image for the whole pass.
+// A program is a thread block of 16 warps. Where RESIDENT, it owns one image for the whole pass,
+// whose maps stay in its shared memory. Else it goes through its images in every phase, and their
+// maps lie in memory, which the L2 cache holds: for batches of more images than processors, and
+// images that no shared memory holds. The numbers are the same, bit for bit.
 //   group   8 channels; of a position they are one record of 16 bytes
 //   chunk   two groups: the depth of one tensor-core product
 //   tile    16 positions, in memory order: the height of one product
@@ -19,6 +22,9 @@ constexpr int BLOCKS = 3, WARPS = 16, THREADS = 32 * WARPS;
 constexpr int MADE = GROWTH / 8;   // groups that a layer makes
 constexpr int NORMS = LAYERS + 1;  // of a block: its layers', and the one behind it
 constexpr int MOST_SHARED = 227 * 1024;
+#ifndef STRETCH
+#define STRETCH 8  // words of an exchange that a lane asks for together, at most
+#endif
 
 SHAPE int smaller(int a, int b) { return a < b ? a : b; }
 SHAPE int larger(int a, int b) { return a > b ? a : b; }
@@ -94,7 +100,7 @@ SHAPE int turned_layer_at(int block, int u) {
     return turned_at(block) + 384 * MADE * groups_before(block, u);
 }
 
-// A program's share of every gradient, floats: the stem (27, channels); every block's layers
+// An image's share of every gradient, floats: the stem (27, channels); every block's layers
 // (groups made, 9 taps, channels read, 8) and its transition (channels, channels of the next
 // block); then every block's norms (NORMS, 2, channels).
 SHAPE int columns_at(int block) {
@@ -110,3 +116,32 @@ SHAPE int layer_columns_at(int block, int u) {
 }
 SHAPE int norm_columns_at(int block) { return columns_at(BLOCKS) + affine_at(block); }
 constexpr int NUM_COLUMNS = columns_at(BLOCKS) + affine_at(BLOCKS);
+
+// What a thread of either pass knows.
+struct Program {
+    unsigned char *shared;
+    int thread, warp, lane, image;
+
+    // Whether this is the first of the program's images: what all share is made with it.
+    DEVICE bool is_first() { return RESIDENT || image < num_programs(); }
+    DEVICE void renew() {
+        thread = renewed(thread);
+        warp = thread / 32;
+        lane = thread % 32;
+    }
+};
+DEVICE Program this_program() {
+    int thread = thread_index();
+    return {shared_memory(), thread, thread / 32, thread % 32, program_index()};
+}
+
+// A phase, for each of the program's images.
+template <class Program, class Phase>
+DEVICE void each_image(Program &p, Phase phase) {
+    if constexpr (RESIDENT) phase();
+    else
+        for (p.image = program_index(); p.image < BATCH; p.image += num_programs()) {
+            p.renew();
+            phase();
+        }
+}

@@ -32,10 +32,17 @@ DEVICE unsigned char *shared_memory() {
 DEVICE int thread_index() { return threadIdx.x; }
 DEVICE int program_index() { return blockIdx.x; }
 DEVICE int num_programs() { return gridDim.x; }
+// x, of which the compiler knows nothing here: what follows from it is computed where it is needed,
+// and not kept in registers that a loop has no use for.
+DEVICE int renewed(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 DEVICE void synchronise() { __syncthreads(); }
 DEVICE void fence() { __threadfence(); }
 DEVICE float shuffle_xor(float x, int step) { return __shfl_xor_sync(0xffffffffu, x, step); }
 DEVICE float shuffle(float x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
+DEVICE unsigned shuffle(unsigned x, int lane) { return __shfl_sync(0xffffffffu, x, lane); }
 DEVICE float positive(float x) { return fmaxf(x, 0.f); }
 DEVICE float inverse_root(float x) { return 1 / sqrtf(x); }
 DEVICE unsigned join(unsigned short lower, unsigned short upper) {
@@ -128,6 +135,13 @@ DEVICE Record load_matrices_2_transposed(const void *row) {
                  : "r"(shared_address(row))
                  : "memory");
     return x;
+}
+
+// A matrix of 8x8, a word a lane, with its rows and columns exchanged.
+DEVICE unsigned transposed(unsigned x) {
+    unsigned y;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
 }
 
 // sums += A B; of multiply_8, A has 8 channels, in its first two words, and B one word.

@@ -2,19 +2,18 @@
 #pragma once
 #include "exchange.h"
 
-// Round a tile of group `group` of a block's input and store it, in the program's map and in
-// memory; what `sums` then holds is what every reader finds.
+// Round a tile of group `group` of a block and store it, in memory and where the map is RESIDENT; what `sums` then holds is what every reader finds.
 template <int BLOCK>
 DEVICE void store_tile(Forward &p, int group, int tile, float (&sums)[4]) {
     constexpr int N = positions_of(BLOCK);
     unsigned short *out = p.a.maps + maps_at(BLOCK) + ((long)group * BATCH + p.image) * N * 8;
-    unsigned char *map = (unsigned char *)p.map<BLOCK>(group);
+    [[maybe_unused]] unsigned char *map = (unsigned char *)p.map<BLOCK>(group);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         int q = 16 * tile + 8 * half + p.lane / 4;
         unsigned y = pack(sums[2 * half], sums[2 * half + 1]);
         if (q < N) {
-            *(unsigned *)(map + 16 * q + p.lane % 4 * 4) = y;
+            if constexpr (RESIDENT) *(unsigned *)(map + 16 * q + p.lane % 4 * 4) = y;
             *(unsigned *)(out + 8 * q + p.lane % 4 * 2) = y;
         }
         sums[2 * half] = low(y);
@@ -29,13 +28,12 @@ DEVICE void clear_active(Forward &p) {
         ((Record *)(p.shared + ACTIVE))[i] = zero;
 }
 
+// Of one image, in the planes' place, which clear_active has cleared: its border stays zero.
 DEVICE void stem(Forward &p) {
     constexpr int LINE = 3 * (SIDE + 2), GROUPS = groups_in(0), AT_ONCE = 3;
     constexpr int ALL = whole(positions_of(0), 16), TILES = whole(ALL, WARPS);
     static_assert(ALL % TILES == 0, "whole warps");
     unsigned short *image = (unsigned short *)(p.shared + ACTIVE);  // with a border of zeros
-    clear_active(p);
-    synchronise();
     const unsigned short *source = p.a.images + (long)p.image * SIDE * SIDE * 3;
     for (int i = p.thread; i < SIDE * SIDE * 3; i += THREADS)
         image[(i / (3 * SIDE) + 1) * LINE + i % (3 * SIDE) + 3] = source[i];
@@ -84,5 +82,4 @@ DEVICE void stem(Forward &p) {
                 partial_statistics<TILES, true>(p.lane, y[g], 0, out + 16 * g);
     }
     publish<0, 16 * TILES>(p, 0, 8 * GROUPS);
-    clear_active(p);  // publish synchronised
 }

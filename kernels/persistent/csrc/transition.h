@@ -4,10 +4,12 @@
 #pragma once
 #include "layer.h"
 
-// Wait for the block's newest channels and make all channels' affine of the norm behind it.
+// Wait for the block's newest channels and make all channels' affine of the norm behind it: with
+// the first image.
 template <int BLOCK>
 DEVICE void finish_block(Forward &p) {
     constexpr int GROUPS = groups_of(BLOCK);
+    if (!p.is_first()) return;
     receive<BLOCK>(p, 8 * (GROUPS - MADE), 8 * MADE);
     affine<BLOCK>(p, LAYERS, 0, 8 * GROUPS);
     synchronise();
@@ -55,7 +57,6 @@ DEVICE void transition(Forward &p) {
                                            p.partials() + (tile * OUT + g) * 16);
     }
     publish<BLOCK + 1, 16>(p, 0, 8 * OUT);
-    clear_active(p);  // publish synchronised
 }
 
 // The main head's tap: the mean of relu(norm) of the last block's channels, a group a warp.

@@ -25,14 +25,26 @@ DEVICE void sum_warps(Backward &p, const float (&sums)[COUNT][4], int chunks, Wr
     }
 }
 
+// The chunks from `base` on that warps take together.
+DEVICE int chunks_from(int base, int groups) { return smaller(chunks_of(groups) - base, WARPS); }
+
 struct Share {  // a warp's chunk of two groups, of one if `single`, and which of `units` it takes
     int chunk, begin, end;
     bool single;
 };
-DEVICE Share share_of(Backward &p, int groups, int units) {
-    int chunks = chunks_of(groups), chunk = p.warp % chunks, part = p.warp / chunks;
+DEVICE Share share_of(Backward &p, int base, int groups, int units) {
+    int chunks = chunks_from(base, groups), chunk = p.warp % chunks, part = p.warp / chunks;
     int parts = (WARPS - chunk + chunks - 1) / chunks;
+    chunk += base;
     return {chunk, part * units / parts, (part + 1) * units / parts, 2 * chunk + 1 == groups};
+}
+
+// A phase for the chunks of so many groups, with the first of as many as there are warps.
+template <class W, class Phase>
+DEVICE void each_base(int groups, Phase phase) {
+    if constexpr (chunks_of(groups_of(W::BLOCK)) <= WARPS) phase(0);
+    else
+        for (int base = 0; base < chunks_of(groups); base += WARPS) phase(base);
 }
 
 // Scale and shift, under a norm, of the lane's channel in either group of the chunk.
@@ -60,12 +72,12 @@ DEVICE const unsigned char *chunk_plane(Backward &p, const Share &share) {
 }
 DEVICE int row_of(int lane) { return lane % 8 + lane / 16 * 8; }
 
-// The gradients of layer v's weights, (made, tap, channel, 8).
+// The gradients of layer v's weights, (made, tap, channel, 8): of the chunks from `base` on.
 template <class W>
-DEVICE void weight_gradients(Backward &p, int v) {
+DEVICE void weight_gradients(Backward &p, int v, int base) {
     constexpr bool ROWS = W::S % 16 == 0;  // a tile is a row's: its taps' rows are shared downwards
     int groups = W::IN + MADE * v;
-    Share share = share_of(p, groups, W::ALL);
+    Share share = share_of(p, base, groups, W::ALL);
     ChunkNorm norm = norm_of<W>(p, v, share);
     const unsigned char *map = chunk_plane<W>(p, share);
     for (int made = 0; made < MADE; made++) {
@@ -84,14 +96,14 @@ DEVICE void weight_gradients(Backward &p, int v) {
             for (int kh = 0; kh < 3; kh++)
                 if (kh >= fresh) {
                     const unsigned char *from = d + kh * W::PITCH * 16;
-                    Record two = load_matrices_4_transposed(from + p.lane / 16 * 16);
-                    Record one = load_matrices_2_transposed(from + 32);
+                    Record two = columns_4(p, from + p.lane / 16 * 16);
+                    Record one = columns_2(p, from + 32);
                     b[kh][0] = {two.w[0], two.w[1]};
                     b[kh][1] = {two.w[2], two.w[3]};
                     b[kh][2] = {one.w[0], one.w[1]};
                 }
             int q = smaller(first + row_of(p.lane), W::N - 1);
-            Record a = load_matrices_4_transposed(map + W::corner(q));
+            Record a = columns_4(p, map + W::corner(q));
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 a.w[i] = pack_relu(low(a.w[i]) * norm.scale[i % 2] + norm.shift[i % 2],
@@ -104,11 +116,11 @@ DEVICE void weight_gradients(Backward &p, int v) {
         float *out = p.columns() + layer_columns_at(W::BLOCK, v) + 576 * groups * made;
 #pragma unroll
         for (int kh = 0; kh < 3; kh++)
-            sum_warps<3>(p, *(const float(*)[3][4])sums[3 * kh], chunks_of(groups),
+            sum_warps<3>(p, *(const float(*)[3][4])sums[3 * kh], chunks_from(base, groups),
                          [=](int chunk, int kw, int lane, const float(&sum)[4]) {
                              int tap = (2 - kh) * 3 + 2 - kw;  // the gradient lay at its distance
                              for (int half = 0; half < 2; half++) {
-                                 int c = 16 * chunk + 8 * half + lane / 4;
+                                 int c = 16 * (base + chunk) + 8 * half + lane / 4;
                                  if (c < 8 * groups)
                                      store_two(out + (tap * 8 * groups + c) * 8 + lane % 4 * 2,
                                                sum[2 * half], sum[2 * half + 1]);
@@ -117,14 +129,15 @@ DEVICE void weight_gradients(Backward &p, int v) {
     }
 }
 
-// The gradients of the weights of the transition behind a block, (channel, channel of the next).
+// The gradients of the weights of the transition behind a block, (channel, channel of the next): of
+// the chunks from `base` on.
 template <class W>
-DEVICE void transition_gradients(Backward &p) {
+DEVICE void transition_gradients(Backward &p, int base) {
     constexpr int T = W::S / 2, M = T * T, GROUPS = groups_of(W::BLOCK), OUT = W::OUT;
     constexpr int PARTS = whole(OUT, 3);
-    Share share = share_of(p, GROUPS, whole(M, 16));
+    Share share = share_of(p, base, GROUPS, whole(M, 16));
     ChunkNorm norm = norm_of<W>(p, LAYERS, share);
-    const unsigned char *map = chunk_plane<W>(p, share), *end = p.shared + end_at(W::BLOCK);
+    const unsigned char *map = chunk_plane<W>(p, share), *end = p.end(W::BLOCK);
     float sums[3 * PARTS][4];
     clear(sums);
     for (int unit = share.begin; unit < share.end; unit++) {
@@ -133,7 +146,7 @@ DEVICE void transition_gradients(Backward &p) {
         float mean[4][2] = {{0, 0}, {0, 0}, {0, 0}, {0, 0}};
 #pragma unroll
         for (int tap = 0; tap < 4; tap++) {
-            Record x = load_matrices_4_transposed(from + (tap / 2 * W::PITCH + tap % 2) * 16);
+            Record x = columns_4(p, from + (tap / 2 * W::PITCH + tap % 2) * 16);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 mean[i][0] += positive(low(x.w[i]) * norm.scale[i % 2] + norm.shift[i % 2]);
@@ -149,18 +162,18 @@ DEVICE void transition_gradients(Backward &p) {
         const unsigned char *d = end + smaller(unit * 16 + p.lane % 16, M - 1) * 16;
 #pragma unroll
         for (int g = 0; g < OUT; g++) {
-            Record x = load_matrices_2_transposed(d + g * M * 16);
+            Record x = columns_2(p, d + g * M * 16);
             multiply_16(sums[g], a, {x.w[0], x.w[1]});
         }
     }
     float *out = p.columns() + layer_columns_at(W::BLOCK, LAYERS);
 #pragma unroll
     for (int part = 0; part < PARTS; part++)
-        sum_warps<3>(p, *(const float(*)[3][4])sums[3 * part], chunks_of(GROUPS),
+        sum_warps<3>(p, *(const float(*)[3][4])sums[3 * part], chunks_from(base, GROUPS),
                      [=](int chunk, int which, int lane, const float(&sum)[4]) {
                          int g = 3 * part + which;
                          for (int half = 0; half < 2; half++) {
-                             int c = 16 * chunk + 8 * half + lane / 4;
+                             int c = 16 * (base + chunk) + 8 * half + lane / 4;
                              if (c < 8 * GROUPS && g < OUT)
                                  store_two(out + c * 8 * OUT + 8 * g + lane % 4 * 2, sum[2 * half],
                                            sum[2 * half + 1]);
@@ -203,7 +216,7 @@ DEVICE void stem_gradients(Backward &p) {
 #pragma unroll
             for (int g = 0; g < AT_ONCE; g++) {
                 if (first + g >= GROUPS) continue;
-                Record x = load_matrices_2_transposed(W::plane(p, first + g) + W::INSIDE +
+                Record x = columns_2(p, W::plane(p, first + g) + W::INSIDE +
                                                       W::corner(unit * 16 + p.lane % 16));
                 multiply_16(sums[g], a[0], {x.w[0], x.w[1]});
                 multiply_16(sums[AT_ONCE + g], a[1], {x.w[0], x.w[1]});

@@ -20,6 +20,8 @@ _ENTRIES = {
     "validations": list,
     "probes": list,
 }
+# What some versions' have beside.
+_LATER_ENTRIES = {"data": dict, "resolved": dict, "resumed": list, "own": list, "precision": str}
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
@@ -78,4 +80,7 @@ def _load(path: Path) -> dict[str, Any]:
     for name, kind in _ENTRIES.items():
         if not isinstance(state.get(name), kind):
             raise UserError(f"{path} is no checkpoint of lion-fast: it lacks {name!r}")
+    for name, kind in _LATER_ENTRIES.items():
+        if not isinstance(state.get(name, kind()), kind):
+            raise UserError(f"{path} was changed: its {name!r} is none; start the run again")
     return state

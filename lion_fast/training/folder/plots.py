@@ -1,8 +1,9 @@
-"""curves.png: loss and windowed accuracy of one run, with the crossing of the target marked."""
+"""curves.png: loss and windowed accuracy of one run, with target and changes of size marked."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from lion_fast.figures import INK, OURS, RIVAL, new_figure, save
+from lion_fast.figures import INK, OURS, RIVAL, mark_sizes, new_figure, save
 from lion_fast.training.step.history import History
 
 
@@ -17,11 +18,13 @@ def plot_curves(history: History, path: Path, title: str) -> None:
     )
     loss_axis.set_ylim(bottom=0)
     axis = loss_axis.twinx()
-    accuracy = [float("nan") if value is None else 100 * value for value in history.windowed]
+    accuracy, before = _percent(history.windowed), _percent(history.windowed_before)
+    axis.plot(steps, before, color=OURS.color, linewidth=1, alpha=0.6)
     axis.plot(steps, accuracy, color=OURS.color, linewidth=1.8)
     axis.set(ylabel=f"training accuracy, mean of {history.window} steps (%)", ylim=(0, 100))
     axis.yaxis.label.set_color(OURS.color)
     axis.axhline(100 * history.target, color=RIVAL.color, linewidth=1, linestyle="--")
+    mark_sizes(axis, history.resolutions.change_words())
     crossing = history.target_record
     if crossing is not None:
         axis.plot([crossing.step], [accuracy[crossing.step - 1]], "o", color=RIVAL.color)
@@ -34,3 +37,7 @@ def plot_curves(history: History, path: Path, title: str) -> None:
             color=RIVAL.color,
         )
     save(figure, path)
+
+
+def _percent(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if value is None else 100 * value for value in values]

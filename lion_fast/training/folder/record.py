@@ -9,6 +9,7 @@ from torch import Tensor
 from lion_fast.config import TrainConfig
 from lion_fast.errors import SaidElsewhere, UserError
 from lion_fast.figures import drawn
+from lion_fast.resolutions import Resolutions
 from lion_fast.training.folder.checkpoint import save_checkpoint
 from lion_fast.training.folder.plots import plot_curves
 from lion_fast.training.folder.run_folder import CsvLog, RunFolder
@@ -47,6 +48,7 @@ class RunRecord:
             window=config.window,
             target=config.target_accuracy,
             hits_of=PIXEL_HITS if is_dense else None,
+            resolutions=Resolutions.parse(config.resolutions),
         )
         self._config, self._facts = config.to_dict(), facts
         self._is_probed = config.gradient_ratio_every > 0

@@ -27,6 +27,10 @@ class Earlier(NamedTuple):
     checkpoint: dict[str, Any] | None
     """Its newest whole one; None where the run was stopped before its first."""
 
+    def found_images_at(self, place: str) -> bool:
+        """Whether the run has trained on the images of that place, as far as it says."""
+        return self.checkpoint is None or self.checkpoint["config"].get("dataset") == place
+
     def precision_on(self, device: torch.device) -> Precision:
         """Return the precision that `auto` was where the run began; auto where nothing says so.
 
@@ -125,18 +129,23 @@ def check_data(images: DataSet, place: str, earlier: Earlier) -> None:
                 f" version, cannot tell whether {place} holds the same images: put them back there"
             )
         return
-    try:
-        trained = DataFacts.from_dict(earlier.checkpoint["data"])
-    except (TypeError, AttributeError):
-        raise UserError(
-            f"the checkpoint in {earlier.folder.path} was changed: it does not say what data it was"
-            " trained on; start the run again"
-        ) from None
+    trained = trained_facts(earlier.checkpoint, earlier.folder.path)
     if differences := trained.differences(images.facts()):
         raise OtherData(
             f"{images.name} is not what {earlier.folder.path} was trained on:"
             f" {'; '.join(differences)}: put its data back, or train anew"
         )
+
+
+def trained_facts(checkpoint: dict[str, Any], folder: Path) -> DataFacts:
+    """Return what a checkpoint says of its data; raise UserError where it says something else."""
+    try:
+        return DataFacts.from_dict(checkpoint["data"])
+    except TypeError:
+        raise UserError(
+            f"the checkpoint in {folder} does not say what data it was trained on: another version"
+            " wrote it, or it was changed; use that version, or start the run again"
+        ) from None
 
 
 def restore(checkpoint: dict[str, Any], record: RunRecord, step: TrainStep) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.output import exact_json
 from lion_fast.places import place
 from lion_fast.training.folder.files import LOCK, DiskError, disk_advice, locked, write_atomically
 
@@ -89,7 +90,7 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write `value` as JSON under `name`, atomically; raises DiskError."""
-        self.write_text(name, json.dumps(value, indent=2) + "\n")
+        self.write_text(name, exact_json(value, indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Write `text` under `name`, atomically; raises DiskError."""

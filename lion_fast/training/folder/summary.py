@@ -66,6 +66,11 @@ class Summary:
     val_iou_per_class: list[float | None] | None = None
     """Of masks: intersection over union of each class, of the main head; None where the test split
     has no pixel of it."""
+    cost: float | None = None
+    """Steps at full size that compute as much: one at another size counts as the square of its side
+    over the full one."""
+    cost_to_target: float | None = None
+    """The same of the first `steps_to_target` steps."""
     reused: bool = False
     """Whether compiled code, graphs and data are those of an earlier run in the same process."""
 

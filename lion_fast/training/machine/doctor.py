@@ -6,6 +6,7 @@ import torch
 
 from lion_fast.config import TrainConfig
 from lion_fast.data.dali import dali_status
+from lion_fast.kernels import persistent_machine_obstacle
 from lion_fast.training.machine.environment import environment
 from lion_fast.training.machine.packing import mps_status
 from lion_fast.training.machine.resolve import resolve
@@ -31,6 +32,7 @@ def doctor(config: TrainConfig | None = None) -> list[str]:
         lines.append(f"{'gpu':20} {_no_gpu_reason()}")
     else:
         lines.append(f"{'mps':20} {mps_status()}")
+        lines.append(f"{'persistent kernels':20} {_persistent(resolved.device)}")
     lines += ["", "auto picks here:"]
     for name, value in resolved.to_dict().items():
         reason = resolved.reasons.get(name)
@@ -41,6 +43,12 @@ def doctor(config: TrainConfig | None = None) -> list[str]:
 def _dali() -> str:
     status = dali_status()
     return f"{status.usable_on or 'nothing'}: {status.reason}"
+
+
+def _persistent(device: torch.device) -> str:
+    """Say whether `--backbone persistent` can be compiled and loaded here."""
+    obstacle = persistent_machine_obstacle(device)
+    return f"no, fused instead: {obstacle}" if obstacle else "NVRTC and the driver fit"
 
 
 def _no_gpu_reason() -> str:

@@ -83,6 +83,16 @@ class StopSignals:
             self._deferring = False
 
 
+def heeded_signals() -> frozenset[int]:
+    """Return the signals that a `StopSignals`, entered now, takes in this process."""
+    handlers = {number: signal.getsignal(number) for number in (*_STOPPING, *_WARNING)}
+    return frozenset(
+        number
+        for number, handler in handlers.items()
+        if isinstance(getattr(handler, "__self__", None), StopSignals)
+    )
+
+
 @contextmanager
 def memory_advice(batch_size: int) -> Iterator[None]:
     """Turn running out of memory into one line that says what to lower."""

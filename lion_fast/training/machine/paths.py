@@ -24,7 +24,7 @@ def anchored(config: TrainConfig) -> TrainConfig:
 def moved_advice(dataset: str, has_trained: bool = True) -> Iterator[None]:
     """Say of the images of an earlier run that cannot be opened, where they are gone, what to do.
 
-    has_trained: whether there is an earlier run.
+    has_trained: whether there is an earlier run, and it is what names their place.
     """
     try:
         yield

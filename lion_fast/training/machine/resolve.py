@@ -1,14 +1,20 @@
 """What `auto` means on this machine, and why: one function for training and `doctor`."""
 
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 
 from lion_fast.config import BackboneName, Impl, TrainConfig
 from lion_fast.errors import UserError
-from lion_fast.kernels import dense_obstacle, persistent_obstacle_on, resolve_impl
+from lion_fast.kernels import (
+    dense_obstacle,
+    persistent_machine_obstacle,
+    persistent_obstacle_on,
+    resolve_impl,
+)
 from lion_fast.models import STEM_CHANNELS, DeeplySupervised, DenseNetDS
 from lion_fast.training.machine.choice import Choice
 from lion_fast.training.machine.device import capability, chosen_device, device_reason
@@ -26,6 +32,8 @@ class Resolved:
     impl: Literal["triton", "torch"]
     backbone: Literal["fused", "persistent", "modules"]
     reasons: dict[str, str]
+    modules_at: dict[int, str] = field(default_factory=dict)
+    """Why smaller images, by their side in pixels, train by the modules whatever `backbone` is."""
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -121,6 +129,11 @@ def _backbone(config: TrainConfig, device: torch.device, choices: dict[str, Choi
     if config.backbone == "modules":
         return Choice("modules", "asked for")
     asked = "fused" if config.backbone == "auto" else config.backbone
+    reason = "asked for"
+    if asked == "persistent" and device.type == "cuda" and config.impl != "torch":
+        # A matter of this machine's installation, not of what was asked for: fused goes on.
+        if lacking := persistent_machine_obstacle(device):
+            asked, reason = "fused", f"the persistent kernels do not fit this machine: {lacking}"
     obstacle = _obstacle(asked, config, device, dtype)
     is_compiled = choices["engine"].value != "eager"
     if asked == "fused" and config.impl == "torch" and is_compiled and not _TRACES_REFERENCE:
@@ -128,7 +141,7 @@ def _backbone(config: TrainConfig, device: torch.device, choices: dict[str, Choi
     if config.backbone != "auto":
         if obstacle:
             raise _refusal(asked, obstacle)
-        return Choice(asked, "asked for")
+        return Choice(asked, reason)
     if config.arch != "densenet_ds":
         return Choice("modules", f"the fused backbone is densenet_ds's, and this is {config.arch}")
     if device.type == "cpu":
@@ -172,13 +185,15 @@ def fit_backbone(
     image_size: tuple[int, int],
     batch_size: int,
     *,
+    sides: Sequence[int] = (),
     shares_norms: bool = False,
 ) -> Resolved:
     """Return `resolved` with the backbone that can train this model on these images.
 
     Where `auto` had taken the fused one and it cannot, the modules do; where it was asked for, this
-    raises UserError. asked: the config's. image_size: (height, width). shares_norms: whether batch
-    norms are to see the images of other processes too, which the kernels do not.
+    raises UserError. At smaller sizes that it cannot, the modules do. asked: the config's.
+    image_size: (height, width). sides: of smaller images that training begins with. shares_norms:
+    whether batch norms are to see the images of other processes too, which the kernels do not.
     """
     if resolved.backbone == "modules":
         return resolved
@@ -186,7 +201,9 @@ def fit_backbone(
     if asked == "auto" and shares_norms:
         obstacle = obstacle or "batch norms are shared among processes"
     if obstacle is None:
-        return resolved
+        found = {side: _model_obstacle(resolved, model, (side, side), batch_size) for side in sides}
+        modules_at = {side: why for side, why in found.items() if why}
+        return replace(resolved, modules_at=modules_at) if modules_at else resolved
     if asked != "auto":
         raise _refusal(asked, obstacle)
     reasons = resolved.reasons | {"backbone": f"the fused backbone cannot run: {obstacle}"}
@@ -235,7 +252,13 @@ def _kernel_obstacle(
 
 
 def remarks(asked: BackboneName, resolved: Resolved) -> list[str]:
-    """Return what a run says first of a choice that its images have a part in, with the reason."""
-    if asked != "auto" or resolved.device.type == "cpu":
-        return []
-    return [f"backbone {resolved.backbone}: {resolved.reasons['backbone']}"]
+    """Return what a run says first of a choice that its images have a part in, with the reason.
+
+    Or of one that the machine has a part in: fused in persistent's place.
+    """
+    chosen = asked in ("auto", "persistent") and resolved.device.type != "cpu"
+    told = chosen and asked != resolved.backbone
+    return [
+        *([f"backbone {resolved.backbone}: {resolved.reasons['backbone']}"] if told else []),
+        *(f"backbone modules at {side} pixels: {why}" for side, why in resolved.modules_at.items()),
+    ]

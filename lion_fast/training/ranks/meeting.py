@@ -1,6 +1,5 @@
 """Where processes that torchrun has started meet, and how they part."""
 
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ import torch.distributed as dist
 
 from lion_fast.errors import SaidElsewhere, UserError
 from lion_fast.output import complain
-from lion_fast.training.ranks.torchrun import Ranks, ranks_here
+from lion_fast.training.ranks.torchrun import Ranks, meeting_place, ranks_here
 from lion_fast.training.ranks.world import TIMEOUT, World
 
 _SAYING_SECONDS = 1.0
@@ -39,8 +38,10 @@ def joined(timeout: float) -> Iterator[World]:
     is_ours = not dist.is_initialized()
     if is_ours:
         _meet(ranks, timeout)
+    world = World(ranks)
     try:
-        yield World(ranks)
+        with world.patience:
+            yield world
     except SaidElsewhere:
         if is_ours:
             # torchrun ends all processes once one has ended: let the one that speaks do so first.
@@ -68,7 +69,7 @@ def _meet(ranks: Ranks, timeout: float) -> None:
         except (ValueError, RuntimeError) as error:
             failures.append(error)
 
-    place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    place = meeting_place()
     who = f"rank {ranks.rank} waits for the other {ranks.size - 1} of {ranks.size} processes"
     thread = threading.Thread(target=meet, daemon=True)
     started = time.monotonic()

@@ -1,6 +1,7 @@
 """A step whose batch is processed in parts: on several ranks, in virtual shards, or both."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,7 @@ from lion_fast.data.batches import Batch
 from lion_fast.errors import UserError
 from lion_fast.models import DeeplySupervised
 from lion_fast.training.ranks.flat import FlatVector
-from lion_fast.training.ranks.world import World
+from lion_fast.training.ranks.world import TIMEOUT, World
 
 Measure = Callable[[Batch, Tensor], None]
 """Forward and backward of a batch; writes what it measured into a row (1 + 2H,)."""
@@ -34,6 +35,10 @@ class Sharing:
         num_heads = len(list(model.heads))
         self.flat = FlatVector(model, num_heads, device, with_statistics=own_statistics)
         self._wish = torch.zeros(1, device=device)
+        self.where: str | None = None
+        """Which step it is that other ranks may be waited for in; None before the first."""
+        self.most_seconds = TIMEOUT.total_seconds()
+        """To wait for them."""
 
     def ask_to_stop(self) -> None:
         """Let all ranks know, with the next step enqueued, that this one has to stop."""
@@ -43,8 +48,18 @@ class Sharing:
         """Forget an earlier run's wish."""
         self._wish.zero_()
 
+    def waiting(self) -> AbstractContextManager[None]:
+        """Watch a block that may wait for other ranks."""
+        if self.world.size == 1:
+            return nullcontext()
+        return self.world.patience.waiting(self.where, self.most_seconds)
+
     def __call__(self, measure: Measure, batch: Batch, row: Tensor) -> None:
         """Measure this rank's part; leave all parts' gradients, and their row (2 + 2H,)."""
+        with self.waiting():
+            self._put_together(measure, batch, row)
+
+    def _put_together(self, measure: Measure, batch: Batch, row: Tensor) -> None:
         measure(batch, self.flat.row)
         self.flat.collect()
         self.flat.flag.copy_(self._wish)
@@ -78,8 +93,7 @@ class VirtualShards(Sharing):
         self._parameters = list(model.parameters())
         self._norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm)]
 
-    def __call__(self, measure: Measure, batch: Batch, row: Tensor) -> None:
-        """Measure this rank's shards; see `Sharing`."""
+    def _put_together(self, measure: Measure, batch: Batch, row: Tensor) -> None:
         images, labels = batch.images.chunk(self.num_local), batch.labels.chunk(self.num_local)
         buffers = self._buffers()
         before = [buffer.clone() for buffer in buffers]

@@ -22,6 +22,11 @@ class Ranks(NamedTuple):
         return self.rank == 0
 
 
+def meeting_place() -> str:
+    """Return where torchrun lets processes meet, as HOST:PORT."""
+    return ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+
+
 def ranks_here() -> Ranks:
     """Return what torchrun's environment variables say; alone without them.
 

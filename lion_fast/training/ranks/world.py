@@ -9,7 +9,7 @@ import hashlib
 import platform
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
@@ -25,6 +25,7 @@ from lion_fast import kernels
 from lion_fast.config import TrainConfig
 from lion_fast.errors import SaidElsewhere, UserError
 from lion_fast.training.machine.resolve import Resolved
+from lion_fast.training.ranks.patience import Patience
 from lion_fast.training.ranks.torchrun import Ranks
 
 _Value = TypeVar("_Value")
@@ -44,6 +45,7 @@ class World:
     def __init__(self, ranks: Ranks = Ranks()) -> None:  # noqa: B008 - a tuple
         self.ranks = ranks
         self.group: dist.ProcessGroup | None = None
+        self.patience = Patience(ranks)
 
     @property
     def rank(self) -> int:
@@ -65,7 +67,8 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        with self._preparing():
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def gather(self, value: _Value) -> list[_Value]:
@@ -73,8 +76,12 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with self._preparing():
+            dist.all_gather_object(values, value)
         return values
+
+    def _preparing(self) -> AbstractContextManager[None]:
+        return self.patience.waiting("while they prepare the run", TIMEOUT.total_seconds())
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
@@ -148,6 +155,7 @@ class World:
         if resolved.device.type != "cuda":
             self.group = dist.group.WORLD
             return
+        self.patience.computes_on_cpu = False
         torch.cuda.set_device(resolved.device)
         # With device_id the communicator is formed here, before any capture.
         group = dist.new_group(backend="nccl", timeout=TIMEOUT, device_id=resolved.device)
@@ -188,8 +196,9 @@ class World:
     def same_weights(self, model: nn.Module) -> None:
         """Give every rank the weights of rank 0, to the bit."""
         if self.size > 1:
-            for tensor in model.state_dict().values():
-                dist.broadcast(tensor, 0, group=self.group)
+            with self._preparing():
+                for tensor in model.state_dict().values():
+                    dist.broadcast(tensor, 0, group=self.group)
 
 
 @cache

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lion_fast.resolutions import Resolutions
 from lion_fast.training.folder.summary import Summary
 
 if TYPE_CHECKING:
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
 
 def beginning(config: "TrainConfig", resolved: "Resolved") -> list[str]:
     """Return what is trained, and what was picked for this machine."""
+    sizes = f"  resolutions {config.resolutions}" if config.resolutions else ""
     return [
-        f"{config.dataset}  {config.arch}  {config.init}  seed {config.seed}",
+        f"{config.dataset}  {config.arch}  {config.init}  seed {config.seed}{sizes}",
         "  ".join(f"{name} {value}" for name, value in resolved.to_dict().items()),
     ]
 
@@ -98,8 +100,10 @@ def ending(summary: Summary) -> list[str]:
     target = (
         f"{100 * summary.target_accuracy:g} % training accuracy (mean of {summary.window} steps)"
     )
-    if summary.window > summary.steps and summary.steps_to_target is None:
-        outcome = f"{target}: not measured, the run has {summary.steps} steps only"
+    counted = summary.steps - Resolutions.parse(summary.config["resolutions"]).num_reduced
+    if summary.window > counted and summary.steps_to_target is None:
+        where = " at full size" if summary.config["resolutions"] else ""
+        outcome = f"{target}: not measured, the run has {max(0, counted)} steps{where} only"
     elif summary.steps_to_target is None or summary.seconds_to_target is None:
         outcome = f"{target}: not reached in {summary.steps} steps"
     else:
@@ -107,6 +111,8 @@ def ending(summary: Summary) -> list[str]:
             f"{target}: reached at step {summary.steps_to_target},"
             f" after {summary.seconds_to_target:.2f} s of training"
         )
+        if summary.cost_to_target != summary.steps_to_target:
+            outcome += f", at the cost of {summary.cost_to_target:.1f} steps at full size"
     reused = " (reused)" if summary.reused else ""
     return [
         outcome,
@@ -136,6 +142,14 @@ def _stops(seconds: float) -> list[str]:
     if not seconds:
         return []
     return [f"stood still for {seconds:.1f} s (stopped, or the machine slept): not in training"]
+
+
+def abandoned(record: "RunRecord") -> str:
+    """Return the last line of a run whose other processes no longer answer."""
+    if record.saved_step is None:
+        return "the other processes do not answer, and no checkpoint was written yet"
+    kept = f"the checkpoint of step {record.saved_step} is kept"
+    return f"the other processes do not answer; {kept}: go on with --resume {record.folder.path}"
 
 
 def farewell(record: "RunRecord") -> str:

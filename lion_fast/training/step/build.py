@@ -8,6 +8,7 @@ from lion_fast.data.dataset import DataSet
 from lion_fast.data.plan import BatchPlan
 from lion_fast.errors import UserError
 from lion_fast.init import METHODS, initialize_, log_frequencies, prior_bias_
+from lion_fast.init.whitening import NUM_IMAGES
 from lion_fast.models import DeeplySupervised, build_model
 from lion_fast.training.machine.resolve import Resolved
 from lion_fast.training.step.losses import LossOptions
@@ -51,8 +52,8 @@ def initialise(
 ) -> None:
     """Initialise `model` from the config's seed.
 
-    Data-driven initialisers see the first planned images, unflipped. A prior is that of the whole
-    training set.
+    Data-driven initialisers, and whitening, see the first planned images, unflipped. A prior is
+    that of the whole training set.
     """
     calibration = _calibration_batch(config, resolved, images, plan)
     initialize_(
@@ -62,6 +63,7 @@ def initialise(
         labels=calibration.labels if calibration else None,
         generator=torch.Generator().manual_seed(config.seed),
         loss=LossOptions.of(config).of_logits,
+        whiten=config.whiten,
     )
     if config.head_bias == "prior":
         prior_bias_(model, log_frequencies(images.class_counts()))
@@ -70,7 +72,7 @@ def initialise(
 def _calibration_batch(
     config: TrainConfig, resolved: Resolved, images: DataSet, plan: BatchPlan
 ) -> Batch | None:
-    num_images = METHODS[config.init].num_images
+    num_images = max(METHODS[config.init].num_images, NUM_IMAGES if config.whiten else 0)
     if num_images == 0:
         return None
     planned = plan.whole.steps(0, -(-num_images // plan.batch_size))

@@ -10,6 +10,7 @@ from torch import Tensor
 from lion_fast.errors import UserError
 from lion_fast.kernels import DenseLosses
 from lion_fast.models import Losses
+from lion_fast.resolutions import FULL_SIZE, Resolutions
 
 PIXEL_HITS = 1_000_000
 """What hits are out of where every pixel has a class: the numbers of pixels that count differ from
@@ -55,8 +56,9 @@ class StepRecord:
 class History:
     """Every step so far, and the first whose windowed main-head accuracy reaches the target.
 
-    The window holds the last `window` steps and counts only when full. Hits are integers, so the
-    crossing does not depend on summation order.
+    The window holds the last `window` steps on images of one size, so that it begins anew at
+    another, and counts only when full, at full size. Hits are integers, so the crossing does not
+    depend on summation order.
 
     hits_of: what a step's hits are out of, by default the images of a batch.
     """
@@ -69,16 +71,21 @@ class History:
         window: int,
         target: float,
         hits_of: int | None = None,
+        resolutions: Resolutions = FULL_SIZE,
     ) -> None:
         self.num_heads = num_heads
         self.batch_size = batch_size
         self.hits_of = hits_of or batch_size
         self.window = window
         self.target = target
+        self.resolutions = resolutions
         self.records: list[StepRecord] = []
         self.windowed: list[float | None] = []
+        """Accuracy of the window that ends with each step; None where it does not count."""
+        self.windowed_before: list[float | None] = []
+        """The same of smaller images, which does not count; None at full size."""
         self.target_record: StepRecord | None = None
-        self._hits_in_window = 0
+        self._hits_in_window = self._steps_in_window = 0
 
     def __len__(self) -> int:
         return len(self.records)
@@ -115,13 +122,19 @@ class History:
         return added
 
     def _append(self, record: StepRecord) -> None:
+        if len(self.records) in self.resolutions.changes:
+            self._hits_in_window = self._steps_in_window = 0
         self.records.append(record)
         self._hits_in_window += record.correct[-1]
-        if len(self.records) > self.window:
+        self._steps_in_window += 1
+        if self._steps_in_window > self.window:
             self._hits_in_window -= self.records[-1 - self.window].correct[-1]
-        full = len(self.records) >= self.window
-        accuracy = self._hits_in_window / (self.window * self.hits_of) if full else None
+            self._steps_in_window = self.window
+        is_full_size = len(self.records) > self.resolutions.num_reduced
+        found = self.recent_accuracy() if self._steps_in_window == self.window else None
+        accuracy = found if is_full_size else None
         self.windowed.append(accuracy)
+        self.windowed_before.append(None if is_full_size else found)
         if self.target_record is None and accuracy is not None and accuracy >= self.target:
             self.target_record = record
 
@@ -135,8 +148,8 @@ class History:
         return median(1000 * self.batch_size / rate for rate in rates) if rates else None
 
     def recent_accuracy(self) -> float:
-        """Main-head training accuracy over the last `window` steps, or all where fewer."""
-        num_steps = min(len(self.records), self.window)
+        """Main-head training accuracy over the last `window` steps of one size, or all so far."""
+        num_steps = self._steps_in_window
         return self._hits_in_window / (num_steps * self.hits_of) if num_steps else 0.0
 
     def state(self) -> Tensor:

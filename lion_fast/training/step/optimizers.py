@@ -1,5 +1,6 @@
 """The config's optimizer and schedule: AdamW, Muon with AdamW beside it, or plain descent."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -61,8 +62,9 @@ def split_for_muon(
 def rate_factor(config: TrainConfig, step: int) -> float:
     """Return the factor of every learning rate in `step`, counted from 0.
 
-    Linear: (step + 1) / lr_warmup_steps up to 1, then down to lr_floor in lr_cooldown_steps more,
-    and there it stays. It does not depend on max_steps, which a resumed run may change.
+    (step + 1) / lr_warmup_steps up to 1, then down to lr_floor in lr_cooldown_steps more, in a line
+    or in half a cosine, and there it stays. It does not depend on max_steps, which a resumed run
+    may change.
     """
     if config.schedule == "constant":
         return 1.0
@@ -71,7 +73,10 @@ def rate_factor(config: TrainConfig, step: int) -> float:
         return (step + 1) / up
     if not down:
         return 1.0
-    return max(0.0, 1 - (step - up) / down) * (1 - config.lr_floor) + config.lr_floor
+    left = max(0.0, 1 - (step - up) / down)
+    if config.schedule == "cosine":
+        left = (1 - math.cos(math.pi * left)) / 2
+    return left * (1 - config.lr_floor) + config.lr_floor
 
 
 class MuonAdamW(torch.optim.Optimizer):

@@ -25,7 +25,7 @@ from lion_fast.training.step.step import TrainStep
 # Fields that a run resets in place or that only its record knows. Every other field is baked in, so
 # that a field added later keeps runs apart until someone has thought of it.
 _RESET = fields_of("housekeeping") - {"data_dir"} | {
-    *("seed", "init", "head_bias", "aux_weight"),
+    *("seed", "init", "whiten", "head_bias", "aux_weight"),
     *("target_accuracy", "window", "stop_at_target", "eval_every", "gradient_ratio_every"),
 }
 # Numbers that only a captured graph holds: elsewhere Python hands them to each step anew.

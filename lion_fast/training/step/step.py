@@ -42,10 +42,9 @@ class TrainStep:
         self._rates = _Rates(self.optimizer, own.lr_factors(config, device))
         self._aux_weight = torch.full((), self.loss.aux_weight, device=device)
         self._batch_counts = BatchCounts(model)
-        # The fused backbones read fp32 weights and cast them themselves.
-        fused = resolved.backbone != "modules"
-        self._weight_casts = WeightCasts(model, torch.float32 if fused else resolved.compute_dtype)
-        self._forward = _forward(model, self.loss, resolved)
+        self._way = _Way(model, self.loss, resolved, resolved.backbone)
+        self._modules_at = resolved.modules_at
+        self._way_of_modules = _Way(model, self.loss, resolved, "modules")
 
     @property
     def row_width(self) -> int:
@@ -54,8 +53,10 @@ class TrainStep:
 
     def compile(self) -> None:
         """Put forward and backward through torch.compile, as `nn.Module.compile` does, in place."""
-        # A run has one shape; dynamic shapes would only come of other runs in this process.
-        self._forward = torch.compile(self._forward, fullgraph=True, dynamic=False)
+        # A size of images is a shape, compiled by itself when its first batch comes; dynamic shapes
+        # would only come of other runs in this process.
+        for way in (self._way, self._way_of_modules):
+            way.forward = torch.compile(way.forward, fullgraph=True, dynamic=False)
 
     def __call__(self, batch: Batch, row: Tensor) -> None:
         """Train on `batch`; write what it measured before the update into `row` (1 + 2H,).
@@ -66,12 +67,15 @@ class TrainStep:
         self._rates.set(self.steps_done)
         self.optimizer.zero_grad(set_to_none=True)
 
+        is_of_modules = batch.images.shape[-1] in self._modules_at
+        way = self._way_of_modules if is_of_modules else self._way
+
         def measure(part: Batch, row: Tensor) -> None:
-            with self._weight_casts.in_place():
-                losses = self._forward(part.images, part.labels, aux_weight)
+            with way.weight_casts.in_place():
+                losses = way.forward(part.images, part.labels, aux_weight)
             # Given its own seed, backward launches no fill for one.
             self.scaler.scale(losses.loss).backward(self._one)
-            self._weight_casts.hand_back()
+            way.weight_casts.hand_back()
             write_row(row, losses)
 
         with self._batch_counts.ahead(self.steps_done):
@@ -224,14 +228,28 @@ def autocast(resolved: Resolved) -> torch.autocast:
     )
 
 
+class _Way:
+    """How a step goes through the network: by its modules or by a backbone of kernels."""
+
+    def __init__(
+        self, model: DeeplySupervised, loss: LossOptions, resolved: Resolved, backbone: str
+    ) -> None:
+        self.forward = _forward(model, loss, resolved, backbone)
+        # The fused backbones read fp32 weights and cast them themselves.
+        is_fused = backbone != "modules"
+        self.weight_casts = WeightCasts(
+            model, torch.float32 if is_fused else resolved.compute_dtype
+        )
+
+
 def _forward(
-    model: DeeplySupervised, loss: LossOptions, resolved: Resolved
+    model: DeeplySupervised, loss: LossOptions, resolved: Resolved, backbone: str
 ) -> Callable[[Tensor, Tensor, Tensor], Losses]:
     smoothing, impl = loss.label_smoothing, resolved.impl
     # Handed on where it is asked for alone: a network's own `loss` need not know it.
     more = {"dice": loss.dice} if loss.dice else {}
     # A network of another kind has no other backbone, and is not asked about one.
-    how = {"persistent": True} if resolved.backbone == "persistent" else {}
+    how = {"persistent": True} if backbone == "persistent" else {}
 
     def forward(images: Tensor, labels: Tensor, aux_weight: Tensor) -> Losses:
         with autocast(resolved):
@@ -246,7 +264,7 @@ def _forward(
                 pooled, labels, aux_weight, label_smoothing=smoothing, impl=impl
             )
 
-    return forward if resolved.backbone == "modules" else fused
+    return forward if backbone == "modules" else fused
 
 
 def made_current(device: torch.device) -> AbstractContextManager[object]:

@@ -1,33 +1,27 @@
-"""augment_batch: gather, crop, mirror, normalise and cast a batch of uint8 images as one op.
+"""augment_batch: a batch of uint8 images gathered, cropped, mirrored, normalised, reduced and cast.
 
-    out[b, c, y, x] = (padded[index_b, top_b + y, left_b + x', c] * (1 / 255) - mean_c) / std_c
+    full[b, c, y, x] = (padded[index_b, top_b + y, left_b + x', c] * (1 / 255) - mean_c) / std_c
     x' = W - 1 - x where flip_b, else x
+    out = reduce_images(full, side)
 
 Every operation is rounded to fp32 by itself, as in torchvision's `ToDtype(torch.float32,
 scale=True)` and `Normalize`, so that kernel, reference and torchvision agree to the last bit. As in
 torchvision's `RandomCrop(padding=...)` and `RandomHorizontalFlip`, padding is black (byte 0) before
 normalisation and the crop comes before the mirror.
 
-Shapes: N images in the set, B in a batch, S planned steps, H x W pixels, 3 channels.
+Shapes: N images in the set, B in a batch, S planned steps, H x W pixels that come in, h x w that go
+out (H x W without `side`), 3 channels.
 """
 
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from .aot_case import AotCase, case_of
-from .dispatch import Impl, resolve_impl
-from .launch import Launch
-
-# Not tuned: no GPU has run bench/bench_augment.py yet.
-_MAX_BLOCK = 1024
-_NUM_WARPS = 4
-
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+from ..dispatch import Impl, resolve_impl
+from ..reduction import check_reduced, reduce_images
+from .kernels import DTYPES, augment_launch, empty_batch
 
 
 def augment_batch_ref(
@@ -43,6 +37,7 @@ def augment_batch_ref(
     step: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
+    side: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `augment_batch` in plain PyTorch: the truth in tests and the CPU path.
 
@@ -64,7 +59,11 @@ def augment_batch_ref(
     # To copy whole images out of both versions is faster on the CPU than torch.where on every byte.
     both = torch.cat([batch, batch.flip(2)])
     batch = both.index_select(0, torch.arange(len(batch), device=batch.device) + len(batch) * flips)
-    return _normalise(batch, mean, std, out_dtype, channels_last), labels.index_select(0, indices)
+    dtype = torch.promote_types(out_dtype, torch.float32)
+    batch = _normalise(batch, mean, std, dtype, channels_last)
+    if side is not None:
+        batch = reduce_images(batch, side)
+    return batch.to(out_dtype), labels.index_select(0, indices)
 
 
 def _check_range(name: str, values: Tensor, limit: int) -> None:
@@ -91,10 +90,9 @@ def _normalise(
     batch: Tensor,
     mean: Sequence[float],
     std: Sequence[float],
-    out_dtype: torch.dtype,
+    dtype: torch.dtype,
     channels_last: bool,
 ) -> Tensor:
-    dtype = torch.promote_types(out_dtype, torch.float32)
     # Built by fills: copying host values would wait for the device, and a graph cannot capture it.
     center, scale = (
         torch.stack([torch.full((), v, dtype=dtype, device=batch.device) for v in values])
@@ -105,127 +103,9 @@ def _normalise(
         # Whole rows of W * 3 values, because broadcasting over an inner axis of 3 is slow.
         rows = batch.view(batch_size, height, width * channels).to(dtype)
         rows.mul_(1 / 255).sub_(center.repeat(width)).div_(scale.repeat(width))
-        return rows.to(out_dtype).view(batch.shape).permute(0, 3, 1, 2)
+        return rows.view(batch.shape).permute(0, 3, 1, 2)
     planes = batch.permute(0, 3, 1, 2).contiguous().to(dtype)
-    planes.mul_(1 / 255).sub_(center[:, None, None]).div_(scale[:, None, None])
-    return planes.to(out_dtype)
-
-
-@triton.jit(do_not_specialize=["num_images", "num_steps"])
-def _augment_batch_kernel(
-    images,  # (N, H, W, 3) uint8
-    labels,  # (N,) int64
-    indices,  # (B,), or (S, B) with step
-    flips,  # (B,) or (S, B) uint8
-    crops,  # (B, 2) or (S, B, 2), or None
-    step,  # () int64, or None
-    images_out,  # (B, 3, H, W)
-    labels_out,  # (B,) int64
-    num_images,
-    num_steps,
-    mean_r,
-    mean_g,
-    mean_b,
-    std_r,
-    std_g,
-    std_b,
-    HEIGHT: tl.constexpr,
-    WIDTH: tl.constexpr,
-    PADDING: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    SIZE: tl.constexpr = HEIGHT * WIDTH * 3
-    TILES: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
-    image = (tl.program_id(0) // TILES).to(tl.int64)
-    tile = tl.program_id(0) % TILES
-
-    row = image
-    planned = image >= 0
-    if step is not None:
-        now = tl.load(step)
-        planned = (now >= 0) & (now < num_steps)
-        row += now * (tl.num_programs(0) // TILES)
-    index = tl.load(indices + row, mask=planned, other=-1).to(tl.int64)
-    flip = tl.load(flips + row, mask=planned, other=0) != 0
-    known = (index >= 0) & (index < num_images)
-
-    # Tiles run over the output's memory, so that stores are contiguous in either layout.
-    element = tile * BLOCK + tl.arange(0, BLOCK)
-    if CHANNELS_LAST:
-        pixel = element // 3
-        channel = element % 3
-    else:
-        pixel = element % (HEIGHT * WIDTH)
-        channel = element // (HEIGHT * WIDTH)
-    y = pixel // WIDTH
-    x = pixel % WIDTH
-    x = tl.where(flip, WIDTH - 1 - x, x)
-    readable = known & (element < SIZE)
-    if crops is not None:
-        y += tl.load(crops + 2 * row, mask=planned, other=0).to(tl.int32) - PADDING
-        x += tl.load(crops + 2 * row + 1, mask=planned, other=0).to(tl.int32) - PADDING
-        readable &= (y >= 0) & (y < HEIGHT) & (x >= 0) & (x < WIDTH)
-
-    byte = tl.load(
-        images + index * SIZE + (y * WIDTH + x) * 3 + channel, mask=readable, other=0
-    )  # images[index, y, x, channel] -> (BLOCK,)
-    mean = tl.where(channel == 0, mean_r, tl.where(channel == 1, mean_g, mean_b))
-    std = tl.where(channel == 0, std_r, tl.where(channel == 1, std_g, std_b))
-    value = tl.div_rn(byte.to(tl.float32) * (1 / 255) - mean, std)
-    tl.store(
-        images_out + image * SIZE + element,
-        value.to(images_out.dtype.element_ty),
-        mask=element < SIZE,
-    )
-    if tile == 0:
-        tl.store(labels_out + image, tl.load(labels + index, mask=known, other=-1))
-
-
-def _empty_batch(
-    images: Tensor, labels: Tensor, indices: Tensor, out_dtype: torch.dtype, channels_last: bool
-) -> tuple[Tensor, Tensor]:
-    _, height, width, channels = images.shape
-    batch_size = indices.shape[-1]
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    batch = torch.empty(
-        (batch_size, channels, height, width),
-        dtype=out_dtype,
-        device=images.device,
-        memory_format=layout,
-    )
-    return batch, torch.empty(batch_size, dtype=labels.dtype, device=labels.device)
-
-
-def _augment_launch(
-    batch: Tensor,
-    batch_labels: Tensor,
-    images: Tensor,
-    labels: Tensor,
-    indices: Tensor,
-    flips: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    crops: Tensor | None,
-    padding: int,
-    step: Tensor | None,
-) -> Launch:
-    """Return the launch that fills `batch` and `batch_labels`."""
-    num_images, height, width, channels = images.shape
-    size = height * width * channels
-    block = min(_MAX_BLOCK, triton.next_power_of_2(size))
-    args = {
-        "images": images, "labels": labels, "indices": indices, "flips": flips.view(torch.uint8),
-        "crops": crops, "step": step, "images_out": batch, "labels_out": batch_labels,
-        "num_images": num_images, "num_steps": len(indices),
-        **dict(zip(("mean_r", "mean_g", "mean_b"), map(float, mean), strict=True)),
-        **dict(zip(("std_r", "std_g", "std_b"), map(float, std), strict=True)),
-        "HEIGHT": height, "WIDTH": width, "PADDING": padding,
-        "CHANNELS_LAST": batch.stride(1) == 1, "BLOCK": block,
-    }  # fmt: skip
-    grid = (len(batch) * triton.cdiv(size, block),)
-    # A fused multiply-add would round once where torchvision and the reference round twice.
-    return Launch(_augment_batch_kernel, grid, args, _NUM_WARPS, fp_fusion=False)
+    return planes.mul_(1 / 255).sub_(center[:, None, None]).div_(scale[:, None, None])
 
 
 @torch.library.custom_op("lion_fast::augment_batch", mutates_args=())
@@ -241,17 +121,20 @@ def _augment_batch_op(
     step: Tensor | None,
     out_dtype: torch.dtype,
     channels_last: bool,
+    side: int | None,
 ) -> tuple[Tensor, Tensor]:
-    batch, batch_labels = _empty_batch(images, labels, indices, out_dtype, channels_last)
-    _augment_launch(
+    batch, batch_labels = empty_batch(images, labels, indices, out_dtype, channels_last, side)
+    augment_launch(
         batch, batch_labels, images, labels, indices, flips, mean, std, crops, padding, step
     ).run(device_of=images)
     return batch, batch_labels
 
 
 @_augment_batch_op.register_fake
-def _(images, labels, indices, flips, mean, std, crops, padding, step, out_dtype, channels_last):
-    return _empty_batch(images, labels, indices, out_dtype, channels_last)
+def _(
+    images, labels, indices, flips, mean, std, crops, padding, step, out_dtype, channels_last, side
+):
+    return empty_batch(images, labels, indices, out_dtype, channels_last, side)
 
 
 def augment_batch(
@@ -267,25 +150,30 @@ def augment_batch(
     step: Tensor | None = None,
     out_dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
+    side: int | None = None,
     impl: Impl = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Return a normalised batch (B, 3, H, W) in `out_dtype` and its labels (B,) int64.
+    """Return a normalised batch (B, 3, h, w) in `out_dtype` and its labels (B,) int64.
 
     images: (N, H, W, 3) uint8. labels: (N,) int64. indices: (B,) int32 or int64, rows of the set.
     flips: (B,) bool, mirror left to right. mean, std: three floats in units of full scale. crops:
     (B, 2) integer top and left corners in the image padded by `padding` black pixels on each side,
     0 <= corner <= 2 * padding. With `step`, a 0-D int64 tensor, indices, flips and crops are a plan
     of shapes (S, B), (S, B) and (S, B, 2) whose row `step` is used: a captured graph walks the plan
-    when it also advances the counter. All tensors are contiguous and on one device.
+    when it also advances the counter. side: pixels of (h, w) to which square images are reduced,
+    one of `reduced_sides(H)` or H, in fp32 before the cast; see `reduce_images`. All tensors are
+    contiguous and on one device.
 
     One launch, deterministic, no host sync; not differentiable. The kernel never reads out of
     bounds: an index outside the set, or any index of a step outside the plan, yields a black image
     with label -1, and what a crop shows beyond the padding is black. The reference raises
     ValueError instead (see `augment_batch_ref`).
 
-    Raises ValueError on a wrong shape, dtype, device or layout.
+    Raises ValueError on a wrong shape, dtype, device, layout or side.
     """
     _check(images, labels, indices, flips, mean, std, crops, padding, step, out_dtype)
+    if side is not None:
+        check_reduced((images.shape[1], images.shape[2]), side)
     if resolve_impl(impl, images.device) == "triton":
         return _augment_batch_op(
             images,
@@ -299,6 +187,7 @@ def augment_batch(
             step,
             out_dtype,
             channels_last,
+            side,
         )
     return augment_batch_ref(
         images,
@@ -312,6 +201,7 @@ def augment_batch(
         step=step,
         out_dtype=out_dtype,
         channels_last=channels_last,
+        side=side,
     )
 
 
@@ -358,26 +248,5 @@ def _check(
         raise ValueError(f"mean {mean} and std {std} must be three floats each, std not zero")
     if padding < 0 or (padding and crops is None):
         raise ValueError(f"padding is {padding}: give crops with it, and at least 0")
-    if out_dtype not in _NAMES:
-        raise ValueError(f"out_dtype is {out_dtype}: take one of {', '.join(map(str, _NAMES))}")
-
-
-def _aot_case(dtype: torch.dtype, channels_last: bool) -> AotCase:
-    """Return the kernel with everything on: step counter, crops and flips, at 32x32."""
-
-    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    images, labels = empty(50_000, 32, 32, 3, dtype=torch.uint8), empty(50_000, dtype=torch.int64)
-    indices, flips, crops = empty(390, 128), empty(390, 128, dtype=torch.bool), empty(390, 128, 2)
-    step = empty(dtype=torch.int64)
-    batch, batch_labels = _empty_batch(images, labels, indices, dtype, channels_last)
-    ones = (1.0, 1.0, 1.0)
-    launch = _augment_launch(
-        batch, batch_labels, images, labels, indices, flips, ones, ones, crops, 4, step
-    )
-    memory = "channels_last" if channels_last else "contiguous"
-    return case_of(f"augment_batch {_NAMES[dtype]} {memory}", launch)
-
-
-AOT_CASES = [_aot_case(dtype, channels_last) for dtype in _NAMES for channels_last in (True, False)]
+    if out_dtype not in DTYPES:
+        raise ValueError(f"out_dtype is {out_dtype}: take one of {', '.join(map(str, DTYPES))}")
