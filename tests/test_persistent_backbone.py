@@ -273,9 +273,9 @@ def test_a_cold_process_says_that_it_compiles_and_a_warm_one_nothing(h100, monke
     loader = SimpleNamespace(plan=BatchPlan(1000, 128, 0))
     resolved = SimpleNamespace(
         device=torch.device("cuda"), impl="triton", backbone="persistent",
-        compute_dtype=torch.bfloat16,
+        compute_dtype=torch.bfloat16, modules_at=(),
     )  # fmt: skip
     for _ in range(2):
-        assert prepare_kernels(step, loader, resolved, (32, 32), stage) == []
+        assert prepare_kernels(step, loader, resolved, (32, 32), [None], stage) == []
     assert said == ["compiling the persistent backbone's kernels"]
     assert len(on_disk) == 1
