@@ -10,7 +10,7 @@ from typing import Any
 __version__ = "0.2.0"
 
 _HOME = {
-    "lion_fast.config": ("PRESETS", "TrainConfig"),
+    "lion_fast.config": ("TrainConfig",),
     "lion_fast.data.images": ("ImageSet",),
     "lion_fast.data.masks": ("MaskSet",),
     "lion_fast.data.open": ("load_image_set",),
@@ -49,6 +49,7 @@ _HOME = {
         "resnet_ds",
         "unet_ds",
     ),
+    "lion_fast.presets": ("PRESETS",),
     "lion_fast.training": (
         "LoadedRun",
         "Prediction",
@@ -62,7 +63,7 @@ _HOME = {
 }
 _MODULES = (
     *("arguments", "cli", "config", "data", "errors", "figures", "init", "kernels", "models"),
-    *("output", "places", "report", "resolutions", "study", "training"),
+    *("output", "places", "presets", "report", "resolutions", "study", "training"),
 )
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605

@@ -1,7 +1,6 @@
 # The lazily loaded names of `__init__.py`, for type checkers and editors.
 
 from lion_fast.config import (
-    PRESETS as PRESETS,
     TrainConfig as TrainConfig,
 )
 from lion_fast.data.images import (
@@ -52,6 +51,9 @@ from lion_fast.models import (
     resnet_ds as resnet_ds,
     unet_ds as unet_ds,
 )
+from lion_fast.presets import (
+    PRESETS as PRESETS,
+)
 from lion_fast.training import (
     LoadedRun as LoadedRun,
     Prediction as Prediction,
@@ -75,6 +77,7 @@ from . import (
     models as models,
     output as output,
     places as places,
+    presets as presets,
     report as report,
     resolutions as resolutions,
     study as study,

@@ -25,10 +25,11 @@ from lion_fast.arguments import (
     StudyArguments,
     TrainArguments,
 )
-from lion_fast.config import PRESETS, TrainConfig
+from lion_fast.config import TrainConfig
 from lion_fast.errors import SaidElsewhere, UserError
 from lion_fast.output import OUTPUT, complain, guard_streams, say
 from lion_fast.places import place
+from lion_fast.presets import PRESETS
 from lion_fast.training.ranks.torchrun import ranks_here
 from lion_fast.training.screen.console import make_console
 from lion_fast.training.screen.printed import validation_lines

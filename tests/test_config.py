@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from lion_fast import config as config_module
-from lion_fast.config import PRESETS, TrainConfig
+from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
 from lion_fast.kernels import dispatch
+from lion_fast.presets import PRESETS
 
 
 def test_defaults_are_the_papers():

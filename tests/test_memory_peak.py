@@ -61,7 +61,7 @@ import sys
 from dataclasses import replace
 import numpy as np
 import torch
-from lion_fast.config import PRESETS
+from lion_fast.presets import PRESETS
 from lion_fast.training import train
 from lion_fast.training.machine.environment import peak_memory_mib
 dataset, out = sys.argv[1:]

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lion_fast.config import PRESETS, TrainConfig
+from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.presets import PRESETS
 from lion_fast.training.machine import precision as precision_module, resolve as resolve_module
 from lion_fast.training.machine.doctor import doctor
 from lion_fast.training.machine.resolve import resolve

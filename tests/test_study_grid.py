@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from lion_fast.config import PRESETS, TrainConfig
+from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.presets import PRESETS
 from lion_fast.study.grid import Cell, Study, course, grid, load_study
 from lion_fast.study.studies import STUDIES, find_study
 

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from gpu.findings import Call
-from lion_fast.config import PRESETS, TrainConfig
+from lion_fast.config import TrainConfig
 from lion_fast.data.images import ImageSet
+from lion_fast.presets import PRESETS
 from support.rivals import HandLoop, PlainScript
 from support.training import Training, new_step
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpu.findings import Call
-from lion_fast.config import PRESETS, TrainConfig
+from lion_fast.config import TrainConfig
+from lion_fast.presets import PRESETS
 from support.checkout import ROOT
 
 SEEDS = (42, 123, 456, *range(1001, 1008))

@@ -6,7 +6,8 @@ Its +- signs are population deviations: its own Table 6 says so.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lion_fast.config import PRESETS, TrainConfig, fields_of
+from lion_fast.config import TrainConfig, fields_of
+from lion_fast.presets import PRESETS
 from lion_fast.study.grid import course
 
 

@@ -12,9 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from lion_fast.config import PRESETS, TrainConfig, fields_of
+from lion_fast.config import TrainConfig, fields_of
 from lion_fast.errors import UserError
 from lion_fast.places import place
+from lion_fast.presets import PRESETS
 from lion_fast.study.labels import Variant, VariantKey, distinct_labels, variant_key
 
 PAPER_SEEDS = (42, 123, 456)

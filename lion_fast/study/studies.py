@@ -3,8 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lion_fast.config import PRESETS, TrainConfig
+from lion_fast.config import TrainConfig
 from lion_fast.errors import UserError
+from lion_fast.presets import PRESETS
 from lion_fast.study.grid import PAPER_SEEDS, RECIPES, Study, grid, load_study, suggestion
 
 _PAPER = PRESETS["paper"]
