@@ -25,6 +25,7 @@ SUMMARY = {
     "seconds_to_target": None,
     "val_accuracy": 0.5,
     "val_accuracy_per_head": [0.4, 0.5],
+    "val_iou_per_class": None,
     "init_seconds": 0.0,
     "setup_seconds": 0.0,
     "reused": False,

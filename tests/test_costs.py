@@ -57,7 +57,7 @@ def test_the_whole_paper_leaves_no_statement_silent(tmp_path):
     # He-init's runs to the target are there already.
     assert "(6 runs)" in table7.figure and table7.command == "lion-fast study table7"
     accuracy = next(j for text, j in verdicts.items() if "LSUV's validation" in text)
-    assert (accuracy.verdict, accuracy.command) == ("not run", "lion-fast study table1")
+    assert (accuracy.verdict, accuracy.command) == ("not run", "lion-fast study cooled")
     assert "(3 runs)" in accuracy.figure and "did not train" in accuracy.evidence
     sooner = next(j for text, j in verdicts.items() if "LSUV reaches" in text)
     assert sooner.command == "lion-fast study table6 --engine compile --stop-at-target"
