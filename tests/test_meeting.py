@@ -11,6 +11,11 @@ import pytest
 SMALL = "--growth-rate 2 --block-layers 1 --batch-size 32 --device cpu --max-steps 2".split()
 
 
+def heed_hangups():
+    """Not as after nohup, which would have the suite's processes ignore them."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def alone(rank, tmp_path, *flags):
     """Start one of two processes, without the other."""
     with socket.socket() as free:
@@ -21,7 +26,7 @@ def alone(rank, tmp_path, *flags):
     command = [sys.executable, "-m", "lion_fast", "train", *SMALL, "--out", str(tmp_path), *flags]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | ranks | place,
+        env=os.environ | ranks | place, preexec_fn=heed_hangups,
     )  # fmt: skip
     return process, f"127.0.0.1:{port}"
 
