@@ -46,6 +46,18 @@ def test_a_picture_that_cannot_be_drawn_is_one_line_and_the_rest_stands(
     assert "quickstart_seeds.png" not in page(tmp_path)
 
 
+def test_a_baseline_that_learned_nothing_has_a_report(tmp_path):
+    def useless(config):
+        accuracy = 0.0 if config.init == "he" else 0.1
+        return {"steps_to_target": None, "val_accuracy": accuracy + config.seed % 2 * accuracy}
+
+    fill(QUICKSTART, tmp_path, useless)
+    assert report(tmp_path, "quickstart") == 0
+    told = json.loads((tmp_path / "report" / "studies.json").read_text(encoding="utf-8"))
+    rows = told["studies"]["quickstart"]["val_accuracy"]
+    assert all(row["speedup_percent"] is None for row in rows if row["variant"]["init"] != "he")
+
+
 def test_a_study_of_any_script_has_its_pictures_on_the_page(tmp_path):
     study = replace(QUICKSTART, name="lab-猫")
     fill(study, tmp_path, reached)

@@ -116,6 +116,11 @@ def test_there_is_no_speedup_where_a_run_never_got_there():
     assert speedup_interval([900, None, 900], [1000, 1000, 1000]) is None
 
 
+def test_there_is_no_speedup_over_nothing():
+    assert speedup_percent([0.1, 0.2], [0.0, 0.0]) is None
+    assert speedup_interval([0.1, 0.2], [0.0, 0.3]) is None
+
+
 def test_the_bootstrap_interval_holds_the_speedup_and_repeats_itself():
     fast, slow = [1100, 1150, 1180], [1200, 1310, 1280]
     low, high = speedup_interval(fast, slow)

@@ -126,7 +126,10 @@ class VariantRow:
         """Return what so many seeds can show, for a reader of "no difference shown"."""
         if self.smallest_shown is None or self.comparison is None or self.comparison.shown:
             return ""
-        percent = 100 * self.smallest_shown / abs(describe(_present(self.baseline)).mean)
+        of = abs(describe(_present(self.baseline)).mean)
+        if of == 0:
+            return ""
+        percent = 100 * self.smallest_shown / of
         needed = self.seeds_for_effect
         for_paper = "" if needed is None else f"; the paper's effect needs n = {needed:,}"
         return f", which can show {percent:.1f} % or more (80 % power{for_paper})"

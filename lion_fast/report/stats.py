@@ -83,9 +83,13 @@ def effect_size(d: float) -> str:
 def speedup_percent(
     steps: Sequence[float | None], baseline: Sequence[float | None]
 ) -> float | None:
-    """Return 100 (mean baseline - mean) / mean baseline; None where a run never got there."""
+    """Return 100 (mean baseline - mean) / mean baseline.
+
+    None where a run never got there, and of a baseline of 0, such as the accuracy of a network that
+    learned nothing.
+    """
     ours, theirs = _reached(steps), _reached(baseline)
-    if not ours or not theirs:
+    if not ours or not theirs or mean(theirs) == 0:
         return None
     return 100 * (1 - mean(ours) / mean(theirs))
 
@@ -99,11 +103,12 @@ def speedup_interval(
 ) -> tuple[float, float] | None:
     """Return the percentile bootstrap interval of `speedup_percent`, seeds drawn per method.
 
-    With three seeds it can only say how far apart the runs lie. None below two seeds or where a run
-    never got there. The draws are the same on every call.
+    With three seeds it can only say how far apart the runs lie. None below two seeds, where a run
+    never got there, and where the baseline has a 0, which may be all that is drawn of it. The draws
+    are the same on every call.
     """
     ours, theirs = _reached(steps), _reached(baseline)
-    if min(len(ours), len(theirs)) < 2:
+    if min(len(ours), len(theirs)) < 2 or 0 in theirs:
         return None
 
     def speedup(ours: NDArray, theirs: NDArray, axis: int) -> NDArray:
