@@ -1,5 +1,6 @@
 """Counts of the fused and the persistent kernels are committed, and held: none may rise unseen."""
 
+import functools
 import json
 import os
 import subprocess
@@ -18,9 +19,13 @@ from lion_fast.kernels.persistent.compile import compiler_obstacle
 
 ROOT = Path(__file__).parent.parent
 COUNTS = ROOT / "bench" / "results" / "counts"
-PERSISTENT = json.loads((COUNTS / "persistent-H200.json").read_text(encoding="utf-8"))
-FUSED = json.loads((COUNTS / "fused-triton38.json").read_text(encoding="utf-8"))
 AGAIN = "if it is meant: python bench/gpu/{} --out bench/results/counts/{}"
+
+
+@functools.cache
+def of(name):
+    """The committed counts; a copy of the code that travels to a GPU has no results."""
+    return json.loads((COUNTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def risen(found, committed):
@@ -37,8 +42,10 @@ def needs_nvrtc():
     if problem := compiler_obstacle():
         pytest.skip(f"needs NVRTC: {problem}")
     version = count_persistent.nvrtc_version()
-    if version != PERSISTENT["nvrtc"]:
-        pytest.skip(f"the committed counts are NVRTC {PERSISTENT['nvrtc']}'s, this is {version}")
+    if version != of("persistent-H200")["nvrtc"]:
+        pytest.skip(
+            f"the committed counts are NVRTC {of('persistent-H200')['nvrtc']}'s, this is {version}"
+        )
 
 
 def test_no_count_of_the_persistent_kernels_has_risen():
@@ -49,7 +56,7 @@ def test_no_count_of_the_persistent_kernels_has_risen():
         "count_persistent.py", "persistent-H200"
     )  # fmt: skip
     for name, phases in found.items():
-        assert not risen(phases, PERSISTENT["counts"][name]), again
+        assert not risen(phases, of("persistent-H200")["counts"][name]), again
     assert not any(walk.unknown for walk in walks.values()), "loops without a trip count"
     # What follows from the network alone: products of 16 and of 8 channels, forward.
     layers = sum(found["forward"][f"block {b}"]["tensor"] for b in (1, 2, 3))
@@ -85,8 +92,8 @@ print(json.dumps({name: count_sass.count_launch(launches[name]) for name in name
 
 def check_launches(*names):
     """Count launches, all where none is named, in a process where Triton compiles."""
-    if not triton.__version__.startswith(FUSED["triton"].rpartition(".")[0]):
-        pytest.skip(f"the committed counts are Triton {FUSED['triton']}'s")
+    if not triton.__version__.startswith(of("fused-triton38")["triton"].rpartition(".")[0]):
+        pytest.skip(f"the committed counts are Triton {of('fused-triton38')['triton']}'s")
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "bench"), env.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", COUNT, *names]
@@ -94,7 +101,7 @@ def check_launches(*names):
     assert done.returncode == 0, done.stderr[-2000:]
     counts = [
         {name: row["executed_a_warp"] | {"registers": row["registers"]} for name, row in rows}
-        for rows in (json.loads(done.stdout).items(), FUSED["launches"].items())
+        for rows in (json.loads(done.stdout).items(), of("fused-triton38")["launches"].items())
     ]
     assert not risen(*counts), AGAIN.format("count_sass.py", "fused-triton38 --without-timeline")
 

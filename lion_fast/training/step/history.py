@@ -1,5 +1,6 @@
 """The training record: what each step measured, and the crossing of the target."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -105,6 +106,8 @@ class History:
         elapsed = seconds - self.seconds
         rate = len(rows) * self.batch_size / elapsed if elapsed > 0 else 0.0
         for row in rows.tolist():
+            if not all(map(math.isfinite, row)):
+                raise NonFiniteLoss(len(self.records) + 1, row[0])
             record = StepRecord(
                 step=len(self.records) + 1,
                 loss=row[0],
@@ -113,10 +116,6 @@ class History:
                 seconds=seconds,
                 images_per_second=rate,
             )
-            if not all(
-                -float("inf") < value < float("inf") for value in (record.loss, *record.per_head)
-            ):
-                raise NonFiniteLoss(record.step, record.loss)
             self._append(record)
             added.append(record)
         return added
