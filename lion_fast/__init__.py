@@ -63,7 +63,7 @@ _HOME = {
 }
 _MODULES = (
     *("arguments", "cli", "config", "data", "errors", "figures", "init", "kernels", "models"),
-    *("output", "places", "presets", "report", "resolutions", "study", "training"),
+    *("output", "places", "presets", "report", "resolutions", "study", "training", "values"),
 )
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = sorted(_MODULE_OF)  # noqa: PLE0605

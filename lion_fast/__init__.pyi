@@ -82,6 +82,7 @@ from . import (
     resolutions as resolutions,
     study as study,
     training as training,
+    values as values,
 )
 
 __version__: str

@@ -9,8 +9,9 @@ from study_runs import fill
 
 from lion_fast.cli import main
 from lion_fast.report.costs import CARDS, cost_text
+from lion_fast.report.judging import command_of, judge_all, studies_not_run
 from lion_fast.report.results import read_study
-from lion_fast.report.statements import STATEMENTS, command_of, judge_all, studies_not_run
+from lion_fast.report.statements import STATEMENTS
 from lion_fast.study.studies import STUDIES
 from report.cards import read_card, runs_by_recipe
 

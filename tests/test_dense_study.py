@@ -6,10 +6,12 @@ import pytest
 from PIL import Image
 from study_runs import fill
 
+from lion_fast.report.beyond import BEYOND
 from lion_fast.report.dense_judges import RANK_STEPS, WHOLE_STEPS
+from lion_fast.report.judging import judge_all
 from lion_fast.report.page import report_studies
 from lion_fast.report.results import read_study
-from lion_fast.report.statements import BEYOND, STATEMENTS, judge_all
+from lion_fast.report.statements import STATEMENTS
 from lion_fast.study.check import obstacle_lines
 from lion_fast.study.export import export_csv
 from lion_fast.study.importing import import_csv
@@ -135,7 +137,7 @@ def test_the_ranks_of_densenet_are_judged_by_their_own_study(tmp_path):
 
 
 def test_what_is_asked_beyond_the_paper_is_none_of_its_statements(tmp_path):
-    assert len(BEYOND) == 7 and not set(map(id, BEYOND)) & set(map(id, STATEMENTS))
+    assert len(BEYOND) == 12 and not set(map(id, BEYOND)) & set(map(id, STATEMENTS))
     whole = judge_all([], whole=True)
     assert [statement for statement, _ in whole] == list(STATEMENTS)
 

@@ -7,9 +7,9 @@ from study_runs import fill
 
 from lion_fast.config import TrainConfig
 from lion_fast.presets import PRESETS
+from lion_fast.report.judging import judge_all
 from lion_fast.report.paper import published_accuracy, published_speedup, rates_in_words
 from lion_fast.report.results import read_study
-from lion_fast.report.statements import judge_all
 from lion_fast.report.tables import study_tables
 from lion_fast.study.studies import STUDIES
 

@@ -4,6 +4,7 @@ import pytest
 from study_runs import fill, metrics, probes
 
 from lion_fast.config import TrainConfig
+from lion_fast.report.judging import judge_all
 from lion_fast.report.paper import (
     published_accuracy,
     published_accuracy_by_seed,
@@ -11,7 +12,6 @@ from lion_fast.report.paper import (
     published_steps,
 )
 from lion_fast.report.results import read_study
-from lion_fast.report.statements import judge_all
 from lion_fast.study.studies import STUDIES
 
 PAPER = TrainConfig(dataset="cifar10", init="lion_dg")

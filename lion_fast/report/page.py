@@ -11,6 +11,7 @@ from urllib.parse import unquote
 
 from lion_fast.errors import UserError
 from lion_fast.output import exact_json
+from lion_fast.report.beyond import BEYOND
 from lion_fast.report.comparisons import (
     ACCURACY,
     COST,
@@ -21,16 +22,12 @@ from lion_fast.report.comparisons import (
     conclusion,
 )
 from lion_fast.report.costs import DEFAULT_CARD, cost_note, cost_text
+from lion_fast.report.judges import Judgement
+from lion_fast.report.judging import judge_all, studies_not_run
 from lion_fast.report.markdown import ABSENT, table
 from lion_fast.report.plots import draw_study
 from lion_fast.report.results import Run, StudyResults
-from lion_fast.report.statements import (
-    BEYOND,
-    Judgement,
-    Statement,
-    judge_all,
-    studies_not_run,
-)
+from lion_fast.report.statement import Statement
 from lion_fast.report.tables import study_tables
 from lion_fast.study.data import DataHere, num_unknown
 from lion_fast.study.grid import Study

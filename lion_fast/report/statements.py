@@ -1,4 +1,4 @@
-"""The paper's statements, each with the bar that decides whether a study reproduces it, and ours.
+"""The paper's statements, each with the bar that decides whether a study reproduces it.
 
 The bars were set before any study that they judge had ended, but for two: how near an accuracy
 must be to the paper's, and of how many seeds, was written down after the two runs of 3,000 steps;
@@ -6,20 +6,8 @@ and the judges of the reduced studies were written after them, to the bars that 
 had before. NOTES also says which verdicts were split later.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from lion_fast.config import TrainConfig, fields_of
-from lion_fast.report.costs import DEFAULT_CARD, cost_text
-from lion_fast.report.dense_judges import (
-    MANY,
-    RANK_ONE,
-    as_good_as_he,
-    behind_he,
-    leaves_rank_one,
-    stays_of_rank_one,
-)
 from lion_fast.report.gradient_judges import (
     LINEAR,
     STEADY,
@@ -35,10 +23,6 @@ from lion_fast.report.judges import (
     EQUAL_PERCENT,
     STEPS_PERCENT,
     TABLE_1_INITS,
-    Judge,
-    Judgement,
-    NotTested,
-    Untouched,
     accuracy_as_published,
     comparable_accuracy,
     explicit_ramp,
@@ -52,143 +36,13 @@ from lion_fast.report.judges import (
     steps_as_published,
 )
 from lion_fast.report.paper import NUM_STEPS, TABLE_1, TABLE_7
-from lion_fast.report.recipe_judges import (
-    COST_SHARE,
-    LOST_POINTS,
-    NUM_SEEDS,
-    SECONDS_SHARE,
-    cheaper,
-    faster,
-    no_less_accurate_at_the_target,
-    no_less_accurate_in_the_end,
-)
-from lion_fast.report.results import StudyResults, has_values
+from lion_fast.report.statement import Statement
 from lion_fast.report.stats import describe
-from lion_fast.study.grid import Study
-from lion_fast.study.studies import STUDIES
 
 _TABLE_1 = ("table1", "headline", "table6", "after_3000", "table2", "exits")
 # Cooled rates first: the paper tells no schedule, and its accuracies are no constant rate's here.
 _WHOLE = ("cooled", *_TABLE_1)
 
-
-@dataclass(frozen=True)
-class Statement:
-    """One claim of the paper."""
-
-    source: str
-    text: str
-    """With the bar, where the claim itself has none."""
-    studies: tuple[str, ...]
-    """Studies that can test it, the most complete one first."""
-    judge: Judge
-    runs: tuple[Mapping[str, Any], ...] = ({},)
-    """Values of config fields of the runs that it needs, all of one seed."""
-    paper: str = "claimed"
-    """Its figure."""
-    is_of_whole_runs: bool = False
-    """Whether runs that stopped at the target say nothing of it."""
-
-    def judged_by(self, results: StudyResults) -> Judgement | None:
-        """Return what a study says of it; None where it has no such runs."""
-        try:
-            return self.judge(results)
-        except Untouched:
-            return None
-        except NotTested as why:
-            return Judgement("not tested", str(why))
-
-
-def judge_all(
-    studies: Sequence[StudyResults], *, whole: bool = False, card: str = DEFAULT_CARD
-) -> list[tuple[Statement, Judgement]]:
-    """Return every statement on runs of `studies` with what the most telling of them says of it.
-
-    With `whole`, also those of the paper that no run at hand can test, each with what it would cost
-    on `card`.
-    """
-    judged = []
-    for statement in (*STATEMENTS, *BEYOND):
-        telling = [r for name in statement.studies for r in studies if r.study.name == name]
-        found = []
-        for results in telling:
-            judgement = statement.judged_by(results)
-            if judgement is not None:
-                found.append(judgement._replace(command=command_of(results.study)))
-        tested = [judgement for judgement in found if judgement.verdict != "not tested"]
-        if whole and not tested and statement in STATEMENTS:
-            tested = [not_run(statement, found, studies, card)]
-        judged += [(statement, judgement) for judgement in [*tested, *found][:1]]
-    return judged
-
-
-def not_run(
-    statement: Statement,
-    found: Sequence[Judgement],
-    studies: Sequence[StudyResults],
-    card: str,
-) -> Judgement:
-    """Return what a statement that no run tests needs: runs of the first study that can."""
-    study = STUDIES[statement.studies[0]]
-    done = runs_done(studies, whole=statement.is_of_whole_runs)
-    missing = [
-        cell.config
-        for cell in study.cells()
-        if any(has_values(cell.config, wanted) for wanted in statement.runs)
-        and numbers_of(cell.config) not in done
-    ]
-    why = [judgement.evidence for judgement in found if judgement.evidence]
-    cost = cost_text(missing, studies, card)
-    return Judgement(
-        "not run",
-        "; ".join([*why[:1], cost]),
-        figure=cost,
-        command=command_of(study),
-    )
-
-
-def runs_done(studies: Sequence[StudyResults], *, whole: bool) -> set[tuple[Any, ...]]:
-    """Return `numbers_of` every finished run; with `whole`, of those that went to their end."""
-    return {
-        numbers_of(run.config)
-        for results in studies
-        for run in results.runs
-        if not (whole and run.config.stop_at_target)
-    }
-
-
-def studies_not_run(studies: Sequence[StudyResults]) -> list[tuple[Study, list[TrainConfig]]]:
-    """Return the named studies that are not among `studies`, each with the runs that it lacks."""
-    names = {results.study.name for results in studies}
-    done = runs_done(studies, whole=False)
-    lacking = [
-        (study, [cell.config for cell in study.cells() if numbers_of(cell.config) not in done])
-        for study in STUDIES.values()
-        if study.name not in names and study.base.dataset.startswith("cifar")
-    ]
-    return [(study, missing) for study, missing in lacking if missing]
-
-
-def numbers_of(config: TrainConfig) -> tuple[Any, ...]:
-    """Return what decides a run's course, but for where it stops."""
-    values = config.to_dict()
-    return tuple(values[name] for name in sorted(fields_of("numbers") - {"stop_at_target"}))
-
-
-def command_of(study: Study) -> str:
-    """Return the command that runs a study as it is, whatever the named one has set."""
-    named = STUDIES.get(study.name, study)
-    flags = [
-        f" --{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-        for name in ("engine", "max_steps", "stop_at_target", "device")
-        if (value := getattr(study.base, name)) != getattr(named.base, name)
-    ]
-    seeds = f" --seeds {' '.join(map(str, study.seeds))}" if study.seeds != named.seeds else ""
-    return study.command + "".join(flags) + seeds
-
-
-_NONE = "\N{EN DASH}"
-"""Of a statement of ours, on which the paper has no figure."""
 _METHODS = {"he": "He-init", "lion_dg": "LION-DG", "lsuv": "LSUV", "lion_lsuv": "The hybrid"}
 _DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 _ARCHS = {"densenet_ds": "DenseNet-DS", "resnet_ds": "ResNet-DS"}
@@ -347,80 +201,4 @@ STATEMENTS = (
         )
         for num_classes in (10, 20, 50, 100)
     ),
-    Statement(
-        "Table 1, whitened stem",
-        "LION-DG reaches 70 % sooner than He-init on a whitened stem: DenseNet-DS, CIFAR-10.",
-        ("whitening",), fewer_steps(**DENSENET_10, init="lion_dg", whiten=24),
-        ({"whiten": 24},), _NONE,
-    ),
-    *(
-        Statement("Preset fast", f"Preset fast, against the one before: {text}.", (study,), judge,
-                  paper=_NONE)
-        for text, study, judge in (
-            (f"at most {COST_SHARE:g} of its computation to 70 % (bar: mean ratio of {NUM_SEEDS}"
-             " seeds)", "speedrun2", cheaper),
-            (f"at most {SECONDS_SHARE:g} of its seconds (bar: the same)", "speedrun2", faster),
-            (f"at the crossing at most {LOST_POINTS:g} points less accurate (bar: paired one-sided"
-             f" test at 5 %, {NUM_SEEDS} seeds)", "speedrun2", no_less_accurate_at_the_target),
-            (f"not less accurate after {NUM_STEPS:,} steps cooled to zero (bar: at most"
-             f" {COMPARABLE_POINTS:g} point, none shown)", "speedrun2_whole",
-             no_less_accurate_in_the_end),
-        )
-    ),
 )  # fmt: skip
-
-
-def _dense(text: str, judge: Judge, **fields: object) -> Statement:
-    """Return a statement on mIoU after 1,500 steps, or on heads, of study `dense`."""
-    return Statement("Beyond the paper", text, ("dense",), judge, (fields,), paper="asked here")
-
-
-_SCENES = {"dataset": "scenes", "dice": 0.0, "aux_weight": 0.5}
-_WITH_DICE = {**_SCENES, "dice": 1.0}
-_FOREGROUND = {**_SCENES, "dataset": "scenes_foreground"}
-_PLAIN = {"init": "lion_dg", "head_bias": "zero"}
-_PRIOR = {"init": "lion_dg", "head_bias": "prior"}
-_BY_SEED = "(bar: mIoU after 1,500 steps, by seed, Holm over the study"
-
-BEYOND = (
-    *(
-        _dense(
-            f"LION-DG is behind He-init on UNet-DS where most pixels are background, {loss}"
-            f" {_BY_SEED}).",
-            behind_he(**setting, **_PLAIN),
-            **setting,
-        )
-        for setting, loss in ((_SCENES, "cross-entropy"), (_WITH_DICE, "cross-entropy and Dice"))
-    ),
-    *(
-        _dense(
-            f"A class prior as the heads' bias restores LION-DG, {loss} {_BY_SEED}: within 5 % of"
-            " He-init's).",
-            as_good_as_he(**setting, **_PRIOR),
-            **setting,
-        )
-        for setting, loss in ((_SCENES, "cross-entropy"), (_WITH_DICE, "cross-entropy and Dice"))
-    ),
-    _dense(
-        f"Imbalance is the cause: with the background ignored LION-DG is as good {_BY_SEED}: within"
-        " 5 % of He-init's).",
-        as_good_as_he(**_FOREGROUND, **_PLAIN),
-        **_FOREGROUND,
-    ),
-    _dense(
-        "Zeroed heads stay of rank 1 where most pixels are background (bar: effective rank at most"
-        f" {RANK_ONE:g} after 50, 150 and 600 steps in every head and run, He-init's at least"
-        f" {MANY:g}).",
-        stays_of_rank_one(**_SCENES, head_bias="zero"),
-        **_SCENES,
-    ),
-    Statement(
-        "Beyond the paper",
-        "On balanced digits the zeroed heads of DenseNet-DS do not (bar: effective rank at least"
-        f" {MANY:g} after 50, 150 and 600 steps in every head and run).",
-        ("head_ranks",),
-        leaves_rank_one(),
-        paper="asked here",
-    ),
-)
-"""What the paper leaves open, asked here: the bars were committed before the studies ran."""
